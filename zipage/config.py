@@ -1,0 +1,183 @@
+"""Engine options: one immutable struct that every process reads, checked once when it is made."""
+
+import math
+from typing import Literal
+
+import msgspec
+
+from zipage.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+Observe = Literal["last", "spread", "all"]
+Pooling = Literal["off", "first", "always"]
+Redundancy = Literal["off", "full", "lightning"]
+
+BLOCK_SIZES = (8, 16, 32, 64, 128, 256)
+
+
+def _check(field: str, value: float | None, low: float, high: float) -> None:
+    if value is None:
+        return
+    if not low <= value <= high or math.isinf(value):
+        bound = "inf)" if math.isinf(high) else f"{high}]"
+        raise ConfigError(f"{field} must be in [{low}, {bound}, not {value}")
+
+
+class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the entries that survive a compression are chosen (docs/architecture.md has the formulas).
+
+    Attributes:
+        observe: which queries are observed: the `last` `window`, up to `window` `spread` evenly over the interval
+            since the last compression, or `all` of them (the last `window` of the prompt and every later one),
+            accumulated by decode attention.
+        window: `w`, how many queries a query slot holds; even, 2 to 1024.
+        decay: gamma of the global score, in [0, 1]; 0 is no global score.
+        pooling: max-pool the score over 5 neighbours never, at a request's first compression, or always.
+        redundancy: compare keys with no, all, or only the keys of their own block.
+        attention_weight: lambda, the weight of the attention score against redundancy, in [0, 1].
+        similarity_threshold: tau, the cosine above which a key counts as similar, in [-1, 1].
+        redundancy_temperature: divides the mean similarity before its softmax; > 0.
+        sinks: the first entries, always kept.
+        recent: the last entries, always kept; `None` is `window`.
+        recent_share: always keep at least this share of the kept entries as the recent part, in [0, 1].
+        pin_prompt: keep the prompt ahead of everything but sinks and recent entries.
+    """
+
+    observe: Observe = "last"
+    window: int = 16
+    decay: float = 0.9
+    pooling: Pooling = "off"
+    redundancy: Redundancy = "off"
+    attention_weight: float = 0.2
+    similarity_threshold: float = 0.5
+    redundancy_temperature: float = 0.4
+    sinks: int = 4
+    recent: int | None = None
+    recent_share: float = 0.5
+    pin_prompt: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is outside its range."""
+        _check("window", self.window, 2, 1024)
+        if self.window % 2:
+            raise ConfigError(f"window must be even, not {self.window}")
+        _check("decay", self.decay, 0, 1)
+        _check("attention_weight", self.attention_weight, 0, 1)
+        _check("similarity_threshold", self.similarity_threshold, -1, 1)
+        _check("redundancy_temperature", self.redundancy_temperature, 1e-6, math.inf)
+        _check("sinks", self.sinks, 0, math.inf)
+        _check("recent", self.recent, 0, math.inf)
+        _check("recent_share", self.recent_share, 0, 1)
+
+    def recent_entries(self, keep: int) -> int:
+        """How many of `keep` surviving entries are the most recent ones whatever their score."""
+        recent = self.window if self.recent is None else self.recent
+        return max(recent, round(self.recent_share * keep))
+
+
+PAPER_SCORING = ScoringOptions(
+    observe="last", window=16, decay=0.8, pooling="first", redundancy="lightning", recent_share=0.0
+)
+SCORING_PRESETS = {"default": ScoringOptions(), "paper": PAPER_SCORING}
+
+
+def parse_scoring(text: str) -> ScoringOptions:
+    """Parse `PRESET[,field=value...]`, for example `paper,window=32,redundancy=full`.
+
+    Raises:
+        ConfigError: an unknown preset or field, or a value outside its range.
+    """
+    preset, *assignments = text.split(",")
+    if preset not in SCORING_PRESETS:
+        raise ConfigError(f"scoring must start with one of {', '.join(SCORING_PRESETS)}, not {preset!r}")
+    fields = msgspec.to_builtins(SCORING_PRESETS[preset])
+    for assignment in assignments:
+        name, separator, value = assignment.partition("=")
+        if name not in fields or not separator:
+            raise ConfigError(
+                f"scoring option {assignment!r} is not field=value with a field of {', '.join(fields)}"
+            )
+        fields[name] = value
+    try:
+        return msgspec.convert(fields, ScoringOptions, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"scoring: {error}") from None
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every option of an engine.
+
+    Attributes:
+        model: a local directory or a Hugging Face hub id.
+        revision: branch, tag or commit of a hub id.
+        max_model_len: most tokens of one sequence, prompt and output together; `None` is the model's own limit.
+        max_num_seqs: most requests that run at once.
+        max_num_batched_tokens: most tokens computed in one step; longer prompts are prefilled in chunks.
+        dtype: of weights and KV cache; `auto` is the checkpoint's on a GPU and float32 on a CPU.
+        device: `auto` is a GPU where there is one.
+        seed: seeds the requests that bring no seed of their own.
+        kv_budget: most KV entries that a request keeps resident, in tokens; rounded up to whole blocks; 0 is no limit.
+        block_size: tokens per KV block, a power of two from 8 to 256.
+        kv_cache_gb: memory for the KV cache in GiB (2**30 bytes); `None` is chosen from free memory.
+        scoring: how a compression chooses the entries that survive.
+        ready_timeout: seconds until every process must be ready.
+        threads: CPU threads of the decode worker; 0 is one per core.
+    """
+
+    model: str
+    revision: str | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    dtype: DType = "auto"
+    device: Device = "auto"
+    seed: int = 0
+    kv_budget: int = 0
+    block_size: int = 16
+    kv_cache_gb: float | None = None
+    scoring: ScoringOptions = ScoringOptions()
+    ready_timeout: float = 300.0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is outside its range or contradicts another."""
+        if not self.model:
+            raise ConfigError("model must be a directory or a hub id, not an empty string")
+        _check("max_model_len", self.max_model_len, 2, math.inf)
+        _check("max_num_seqs", self.max_num_seqs, 1, 65536)
+        _check("max_num_batched_tokens", self.max_num_batched_tokens, 1, math.inf)
+        _check("seed", self.seed, 0, 2**63 - 1)
+        _check("kv_budget", self.kv_budget, 0, math.inf)
+        _check("kv_cache_gb", self.kv_cache_gb, 1e-6, math.inf)
+        _check("ready_timeout", self.ready_timeout, 0.1, math.inf)
+        _check("threads", self.threads, 0, 4096)
+        if self.block_size not in BLOCK_SIZES:
+            raise ConfigError(
+                f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, not {self.block_size}"
+            )
+        if self.kv_budget:
+            self._check_budget()
+
+    @property
+    def max_blocks_per_request(self) -> int:
+        """`N_max`, the blocks of a request that is compressed; 0 where there is no budget."""
+        return -(-self.kv_budget // self.block_size)
+
+    @property
+    def effective_kv_budget(self) -> int:
+        """`kv_budget` rounded up to whole blocks, in tokens."""
+        return self.max_blocks_per_request * self.block_size
+
+    def _check_budget(self) -> None:
+        if self.max_blocks_per_request < 2:
+            raise ConfigError(
+                f"kv_budget must be 0 or more than one block ({self.block_size} tokens), not {self.kv_budget}"
+            )
+        keep = self.effective_kv_budget - self.block_size
+        always_kept = self.scoring.sinks + self.scoring.recent_entries(keep)
+        if always_kept > keep:
+            raise ConfigError(
+                f"kv_budget {self.kv_budget} keeps {keep} entries at a compression, fewer than the {always_kept} that "
+                "scoring.sinks and scoring.recent always keep"
+            )

@@ -1,0 +1,1 @@
+"""One compression job from start to end: scoring, selection, compaction."""

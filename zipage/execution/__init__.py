@@ -1,0 +1,1 @@
+"""The decode worker's thinking: KV pool, batches, attention, sampling."""

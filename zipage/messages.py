@@ -1,0 +1,369 @@
+"""Every message between zipage's processes, grouped by link: one tagged union for each direction of each link.
+
+All of them are msgspec structs in MessagePack. docs/protocol.md describes the client link for other languages.
+"""
+
+from typing import Any
+
+import msgspec
+
+from zipage.sampling_params import SamplingParams
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True, gc=False):
+    """A member of a link's union; on the wire a map with the class name under `type`."""
+
+
+class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A part of an internal message; on the wire an array."""
+
+
+# ---- client -> tokenizer -------------------------------------------------------------------------------------------
+
+
+class GenerationRequest(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """One prompt. Exactly one of `prompt`, `prompt_token_ids` and `messages` is given.
+
+    `request_id` is the client's own name for the request, unique among its unfinished ones. With `stream` the text
+    arrives as it is made, else in one piece at the end.
+    """
+
+    request_id: str
+    prompt: str | None = None
+    prompt_token_ids: list[int] | None = None
+    messages: list[dict[str, Any]] | None = None
+    sampling: SamplingParams = SamplingParams()
+    stream: bool = False
+
+
+class Submit(Message, frozen=True):
+    """Requests that enter the engine together, in this order."""
+
+    requests: list[GenerationRequest]
+
+
+class Abort(Message, frozen=True):
+    """Ends requests by the client's own ids; each still unfinished completion answers with finish reason `abort`."""
+
+    request_ids: list[str]
+
+
+class StatusQuery(Message, frozen=True):
+    """Asks for one `Status`."""
+
+    query_id: int = 0
+
+
+ClientMessage = Submit | Abort | StatusQuery
+
+# ---- tokenizer -> client -------------------------------------------------------------------------------------------
+
+
+class TokenLogprob(Item, frozen=True):
+    """A token with its log-probability under the model's distribution before temperature and filters."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+class PositionLogprobs(Item, frozen=True):
+    """The sampled token of one output position and the likeliest tokens there, likeliest first."""
+
+    sampled: TokenLogprob
+    top: list[TokenLogprob]
+
+
+class RequestMetrics(Item, frozen=True):
+    """Measured by the scheduler for one completion; times in seconds of CLOCK_MONOTONIC.
+
+    `tpot` of a completion is `(finished - first_token) / (output_tokens - 1)`, `ttft` is `first_token - arrived`.
+    """
+
+    arrived: float
+    first_token: float
+    finished: float
+    prompt_tokens: int
+    output_tokens: int
+    compressions: int
+    peak_blocks: int
+    preemptions: int
+
+
+class Output(Message, frozen=True):
+    """New text and tokens of completion `index` of a request; the last one carries `finish_reason`.
+
+    `finish_reason` is `stop` (end-of-sequence, stop token or stop string), `length` or `abort`; `stop_reason` is the
+    stop string or stop token id that matched.
+    """
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[PositionLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    metrics: RequestMetrics | None = None
+
+
+class Refused(Message, frozen=True):
+    """The request was not accepted; nothing of it has run."""
+
+    request_id: str
+    message: str
+    field: str | None = None
+
+
+class Status(Message, frozen=True):
+    """What the engine holds now, and counters since it started.
+
+    `integrity_errors` is the scheduler's check that every block and slot has exactly one owner and every table agrees
+    with its request; an empty list is a sound engine.
+    """
+
+    query_id: int
+    model: str
+    max_model_len: int
+    kv_budget: int
+    block_size: int
+    running: int
+    waiting: int
+    compressing: int
+    blocks_total: int
+    blocks_used: int
+    blocks_peak: int
+    slots_total: int
+    slots_used: int
+    steps: int
+    compressions: int
+    preemptions: int
+    prompt_tokens: int
+    output_tokens: int
+    integrity_errors: list[str]
+
+
+EngineMessage = Output | Refused | Status
+
+# ---- tokenizer -> scheduler ----------------------------------------------------------------------------------------
+
+
+class TokenRequest(Item, frozen=True):
+    """One completion to compute. `uid` is unique in the engine's life; `params` has no `None` left but `logprobs`.
+
+    `eos_token_ids` end the completion unless `params.ignore_eos`; `params.seed` is this completion's own.
+    """
+
+    uid: int
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    eos_token_ids: tuple[int, ...]
+
+
+class SubmitTokens(Message, frozen=True):
+    """Completions that enter the scheduler together, in this order."""
+
+    requests: list[TokenRequest]
+
+
+class AbortTokens(Message, frozen=True):
+    """Ends completions; unknown or finished ones are ignored."""
+
+    uids: list[int]
+
+
+TokenizerMessage = SubmitTokens | AbortTokens | StatusQuery
+
+# ---- scheduler -> tokenizer ----------------------------------------------------------------------------------------
+
+
+class SampledToken(Item, frozen=True):
+    """A sampled token; `logprob` and `top` (pairs of token id and log-probability) only where they were asked for."""
+
+    token_id: int
+    logprob: float | None = None
+    top: list[tuple[int, float]] | None = None
+
+
+class TokenOutput(Item, frozen=True):
+    """One step's result for one completion; `token` is None where it ends without a new token (abort)."""
+
+    uid: int
+    token: SampledToken | None
+    finish_reason: str | None = None
+    stop_reason: int | None = None
+    metrics: RequestMetrics | None = None
+
+
+class TokenOutputs(Message, frozen=True):
+    """The results of one step."""
+
+    outputs: list[TokenOutput]
+
+
+class RefusedTokens(Message, frozen=True):
+    """A completion that cannot ever run here."""
+
+    uid: int
+    message: str
+    field: str | None
+
+
+SchedulerMessage = TokenOutputs | RefusedTokens | Status
+
+# ---- decode worker -> scheduler ------------------------------------------------------------------------------------
+
+
+class PoolGeometry(msgspec.Struct, frozen=True, kw_only=True):
+    """Shape of the shared KV pool; `dtype` is a torch dtype's name without `torch.`."""
+
+    num_layers: int
+    num_blocks: int
+    block_size: int
+    num_query_heads: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+    num_query_slots: int = 0
+    window: int = 0
+    accumulate: bool = False
+
+
+class PoolExport(Message, frozen=True):
+    """How to open the pool: an inherited file descriptor (CPU) or CUDA IPC handles by tensor name."""
+
+    geometry: PoolGeometry
+    device: str
+    max_model_len: int
+    vocab_size: int
+    cuda_handles: dict[str, list[Any]] = {}
+
+
+class StepResult(Message, frozen=True):
+    """Tokens sampled by one step, one for each row that reached the end of its known tokens, in the step's order."""
+
+    step_id: int
+    rows: list[int]
+    tokens: list[SampledToken]
+
+
+DecodeWorkerMessage = PoolExport | StepResult
+
+# ---- scheduler -> decode worker ------------------------------------------------------------------------------------
+
+
+class Admission(Item, frozen=True):
+    """Puts a request into a row of the decode worker's state.
+
+    `token_ids` are the prompt and, after a preemption, the tokens already sampled; the first `prompt_length` of them
+    are the prompt. `query_slot` is -1 where no queries are recorded.
+    """
+
+    row: int
+    token_ids: list[int]
+    prompt_length: int
+    params: SamplingParams
+    eos_token_ids: tuple[int, ...]
+    query_slot: int
+
+
+class TableUpdate(Item, frozen=True):
+    """Replaces a row's block table and resident length (entries), valid from the step that carries it.
+
+    Queries recorded from here on belong to a new interval that starts at `resident_length`.
+    """
+
+    row: int
+    block_table: list[int]
+    resident_length: int
+
+
+class RowWork(Item, frozen=True):
+    """Compute the next `num_tokens` known tokens of a row, after appending `new_blocks` to its block table."""
+
+    row: int
+    num_tokens: int
+    new_blocks: list[int]
+
+
+class Step(Message, frozen=True):
+    """One forward pass, as differences to the decode worker's state, applied in the order of the fields."""
+
+    step_id: int
+    released_rows: list[int]
+    admissions: list[Admission]
+    table_updates: list[TableUpdate]
+    work: list[RowWork]
+
+
+DecodeCommand = Step
+
+# ---- scheduler -> compression worker -------------------------------------------------------------------------------
+
+
+class OpenPool(Message, frozen=True):
+    """Passes the decode worker's export on; answered by `PoolOpened`."""
+
+    export: PoolExport
+
+
+class CompressionJob(Message, frozen=True):
+    """Score one request's entries, keep the best, move them together.
+
+    The request has `num_entries` resident entries in `block_table`. The first `num_survivors` of them survived its
+    last compression (0 at the first one). The queries of the other entries are its observed interval, recorded in
+    `query_slot`; with `observe=all`, `num_observed` queries were accumulated. `num_pinned` leading entries are the
+    prompt's, where the prompt is pinned. `keep` entries of each layer and KV head go into `target_blocks`, which may be
+    the first blocks of `block_table`.
+    """
+
+    uid: int
+    block_table: list[int]
+    target_blocks: list[int]
+    num_entries: int
+    num_survivors: int
+    num_observed: int
+    num_pinned: int
+    query_slot: int
+    keep: int
+
+
+CompressionCommand = OpenPool | CompressionJob
+
+# ---- compression worker -> scheduler -------------------------------------------------------------------------------
+
+
+class PoolOpened(Message, frozen=True):
+    """The compression worker can run jobs."""
+
+
+class CompressionDone(Message, frozen=True):
+    """The job's writes have finished on the device. `num_pinned` leading survivors are pinned; `seconds` is its time."""
+
+    uid: int
+    num_pinned: int
+    seconds: float
+
+
+CompressionWorkerMessage = PoolOpened | CompressionDone
+
+# ---- any child -> supervisor ---------------------------------------------------------------------------------------
+
+
+class Ready(Message, frozen=True):
+    """The process can serve. The scheduler's `status` describes the engine."""
+
+    process: str
+    status: Status | None = None
+
+
+class Failed(Message, frozen=True):
+    """The process ends because of `reason`, one line for the user."""
+
+    process: str
+    reason: str
+
+
+ChildMessage = Ready | Failed

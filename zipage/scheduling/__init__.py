@@ -1,0 +1,1 @@
+"""Requests, blocks, query slots and planning; imports no torch."""
