@@ -95,9 +95,7 @@ def parse_scoring(text: str) -> ScoringOptions:
     for assignment in assignments:
         name, separator, value = assignment.partition("=")
         if name not in fields or not separator:
-            raise ConfigError(
-                f"scoring option {assignment!r} is not field=value with a field of {', '.join(fields)}"
-            )
+            raise ConfigError(f"scoring option {assignment!r} is not field=value with a field of {', '.join(fields)}")
         fields[name] = value
     try:
         return msgspec.convert(fields, ScoringOptions, strict=False)
@@ -153,9 +151,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _check("ready_timeout", self.ready_timeout, 0.1, math.inf)
         _check("threads", self.threads, 0, 4096)
         if self.block_size not in BLOCK_SIZES:
-            raise ConfigError(
-                f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, not {self.block_size}"
-            )
+            raise ConfigError(f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, not {self.block_size}")
         if self.kv_budget:
             self._check_budget()
 

@@ -21,9 +21,7 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
 # ---- client -> tokenizer -------------------------------------------------------------------------------------------
 
 
-class GenerationRequest(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
-):
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One prompt. Exactly one of `prompt`, `prompt_token_ids` and `messages` is given.
 
     `request_id` is the client's own name for the request, unique among its unfinished ones. With `stream` the text

@@ -13,9 +13,7 @@ MAX_N = 128
 MAX_STOP_STRINGS = 16
 
 
-class SamplingParams(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
-):
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Sampling and stopping options of one request.
 
     `None` for `temperature`, `top_k`, `top_p`, `min_p` or `repetition_penalty` means the value of the model's
@@ -78,9 +76,7 @@ class SamplingParams(
         _check_range("frequency_penalty", self.frequency_penalty, -2, 2)
         _check_range("seed", self.seed, 0, 2**63 - 1)
         _check_range("max_tokens", self.max_tokens, 1, math.inf)
-        _check_range(
-            "min_tokens", self.min_tokens, 0, math.inf if self.max_tokens is None else self.max_tokens
-        )
+        _check_range("min_tokens", self.min_tokens, 0, math.inf if self.max_tokens is None else self.max_tokens)
         _check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         for token_id in self.stop_token_ids:
             _check_range("stop_token_ids", token_id, 0, math.inf)
@@ -117,6 +113,4 @@ def _check_range(field: str, value: float | None, low: float, high: float, *, lo
     if value < low or value > high or (low_open and value == low) or math.isnan(value) or math.isinf(value):
         left = "(" if low_open else "["
         right = "inf)" if math.isinf(high) else f"{high}]"
-        raise InvalidRequestError(
-            f"{field} must be in {left}{low}, {right}, not {value}", field.split(" ")[0]
-        )
+        raise InvalidRequestError(f"{field} must be in {left}{low}, {right}, not {value}", field.split(" ")[0])
