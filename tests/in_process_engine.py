@@ -1,0 +1,135 @@
+"""The engine's plain modules driven in one process, step by step: no sockets, no timing, every compression visible."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from zipage.config import EngineConfig
+from zipage.eviction.job import run_job
+from zipage.execution.executor import Executor
+from zipage.execution.pool import KVPool, allocate_on_gpu
+from zipage.execution.pool_size import choose_geometry, effective_max_model_len
+from zipage.messages import CompressionDone, CompressionJob, RequestMetrics, SampledToken, TokenRequest
+from zipage.models.config import load_model_config
+from zipage.models.decoder import Decoder
+from zipage.models.loading import load_decoder
+from zipage.sampling_params import SamplingParams
+from zipage.scheduling.limits import SchedulerLimits
+from zipage.scheduling.scheduler import Scheduler
+
+GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, ignore_eos=True)
+
+
+def greedy(max_tokens: int, ignore_eos: bool = True) -> SamplingParams:
+    """Resolved greedy parameters."""
+    return SamplingParams(
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        seed=0,
+        ignore_eos=ignore_eos,
+        max_tokens=max_tokens,
+    )
+
+
+@dataclass
+class Result:
+    """One finished completion; `kept` holds [num_layers, num_kv_heads, keep] positions for each compression."""
+
+    tokens: list[int] = field(default_factory=list)
+    sampled: list[SampledToken] = field(default_factory=list)
+    kept: list[torch.Tensor] = field(default_factory=list)
+    finish_reason: str | None = None
+    metrics: RequestMetrics | None = None
+
+
+@dataclass
+class InProcessEngine:
+    """Scheduler, executor and eviction over one pool; jobs finish right after the step that ordered them.
+
+    `finish_jobs` decides, for the list of open jobs, which of them are done before the next step, so that tests can
+    hold jobs back.
+    """
+
+    decoder: Decoder
+    config: EngineConfig
+    pool: KVPool
+    scheduler: Scheduler
+    executor: Executor
+    finish_jobs: Callable[[list[CompressionJob]], list[CompressionJob]] = list
+    results: dict[int, Result] = field(default_factory=dict)
+    positions: dict[int, torch.Tensor] = field(default_factory=dict)
+    step_sizes: list[int] = field(default_factory=list)
+
+    @classmethod
+    def create(cls, model_dir: Path, config: EngineConfig, pool_bytes: int = 64 << 20) -> "InProcessEngine":
+        model = load_model_config(model_dir)
+        decoder = load_decoder(model_dir, model, torch.float32, torch.device("cpu"))
+        return cls.around(decoder, config, pool_bytes)
+
+    @classmethod
+    def around(cls, decoder: Decoder, config: EngineConfig, pool_bytes: int = 64 << 20) -> "InProcessEngine":
+        geometry = choose_geometry(config, decoder.config, "float32", pool_bytes)
+        max_model_len = effective_max_model_len(config, decoder.config, geometry)
+        pool = allocate_on_gpu(geometry, torch.device("cpu"))
+        scheduler = Scheduler(SchedulerLimits.from_config(config, geometry, max_model_len))
+        return cls(decoder, config, pool, scheduler, Executor(decoder, pool, config, max_model_len))
+
+    def generate(self, prompts: Sequence[list[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Result]:
+        """Submit all prompts at once and run until the engine is idle."""
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        first = len(self.results)
+        eos = self.decoder.config.eos_token_ids
+        requests = [TokenRequest(first + i, prompt, each[i], eos) for i, prompt in enumerate(prompts)]
+        for request in requests:
+            self.results[request.uid] = Result()
+        refused = self.scheduler.add(requests, 0.0)
+        assert not refused, refused
+        self.run()
+        return [self.results[request.uid] for request in requests]
+
+    def run(self) -> None:
+        """Step until nothing is left, checking the scheduler's integrity on the way."""
+        jobs: list[CompressionJob] = []
+        while not self.scheduler.is_idle:
+            step = self.scheduler.plan()
+            assert step is not None or jobs, "the scheduler is stuck"
+            if step is not None:
+                self.step_sizes.append(sum(work.num_tokens for work in step.work))
+                jobs += self._finish_step(step)
+            for job in self.finish_jobs(jobs):
+                self._compress(job)
+                jobs.remove(job)
+            assert not self.scheduler.integrity_errors()
+
+    def _finish_step(self, step) -> list[CompressionJob]:
+        outcome = self.scheduler.finish_step(self.executor.execute(step), 0.0)
+        for output in outcome.outputs:
+            result = self.results[output.uid]
+            if output.token is not None:
+                result.tokens.append(output.token.token_id)
+                result.sampled.append(output.token)
+            result.finish_reason, result.metrics = output.finish_reason, output.metrics
+        return outcome.jobs
+
+    def _compress(self, job: CompressionJob) -> None:
+        result = run_job(job, self.pool, self.config.scoring)
+        self._record_positions(job, result.kept)
+        self.scheduler.finish_compression(CompressionDone(job.uid, result.num_pinned, 0.0))
+
+    def _record_positions(self, job: CompressionJob, kept: torch.Tensor) -> None:
+        """Translate kept resident indices into positions, through the positions that earlier compressions left."""
+        layers, heads, _ = kept.shape
+        survivors = self.positions.get(job.uid, torch.zeros(layers, heads, 0, dtype=torch.int64))
+        computed = len(self.results[job.uid].tokens) - 1 + self._prompt_length(job.uid)
+        newer = torch.arange(computed - (job.num_entries - job.num_survivors), computed)
+        before = torch.cat([survivors, newer.expand(layers, heads, -1)], dim=2)
+        self.positions[job.uid] = before.gather(2, kept)
+        self.results[job.uid].kept.append(self.positions[job.uid])
+
+    def _prompt_length(self, uid: int) -> int:
+        return self.scheduler._requests[uid].prompt_length

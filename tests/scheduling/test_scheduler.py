@@ -1,0 +1,214 @@
+"""What the scheduler decides in cases small enough to state in full."""
+
+import pytest
+
+from zipage.config import ScoringOptions
+from zipage.messages import CompressionDone, SampledToken, Step, StepResult, TokenRequest
+from zipage.sampling_params import SamplingParams
+from zipage.scheduling.id_pool import IdPool
+from zipage.scheduling.limits import SchedulerLimits
+from zipage.scheduling.request import IllegalTransitionError, Request, RequestState
+from zipage.scheduling.scheduler import Scheduler
+
+
+def make_scheduler(**overrides) -> Scheduler:
+    limits = {
+        "num_blocks": 16,
+        "block_size": 8,
+        "num_query_slots": 0,
+        "max_blocks_per_request": 0,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 32,
+        "max_model_len": 1000,
+        "scoring": ScoringOptions(window=4),
+    }
+    return Scheduler(SchedulerLimits(**{**limits, **overrides}))
+
+
+def request(uid: int, prompt: int, **params) -> TokenRequest:
+    return TokenRequest(uid, list(range(10, 10 + prompt)), SamplingParams(**params), (2,))
+
+
+def answer(step: Step, rows: list[int], token: int = 5) -> StepResult:
+    return StepResult(step.step_id, rows, [SampledToken(token)] * len(rows))
+
+
+def test_prefill_is_chunked_and_mixed_with_decode() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=10)
+    scheduler.add([request(0, 8), request(1, 15)], 0.0)
+    first = scheduler.plan()
+    assert [(work.row, work.num_tokens) for work in first.work] == [(0, 8), (1, 2)]
+    assert scheduler.plan() is None
+    scheduler.finish_step(answer(first, [0]), 0.0)
+    second = scheduler.plan()
+    assert [(work.row, work.num_tokens) for work in second.work] == [(0, 1), (1, 9)]
+    scheduler.finish_step(answer(second, [0]), 0.0)
+    assert [(work.row, work.num_tokens) for work in scheduler.plan().work] == [(0, 1), (1, 4)]
+
+
+def test_the_first_of_the_queue_is_never_overtaken() -> None:
+    scheduler = make_scheduler(num_blocks=4)
+    scheduler.add([request(0, 20), request(1, 20), request(2, 4)], 0.0)
+    step = scheduler.plan()
+    assert [admission.row for admission in step.admissions] == [0]
+    assert scheduler.num_waiting == 2
+
+
+def test_the_newest_is_preempted_and_recomputed_from_its_tokens() -> None:
+    scheduler = make_scheduler(num_blocks=4)
+    scheduler.add([request(0, 16), request(1, 16)], 0.0)
+    step = scheduler.plan()
+    scheduler.finish_step(answer(step, [0, 1]), 0.0)
+    step = scheduler.plan()
+    # No block is left for the next token of request 0, so request 1 gives its two back.
+    assert [work.row for work in step.work] == [0]
+    assert step.released_rows == [1]
+    assert scheduler.counters.preemptions == 1
+    outcome = scheduler.finish_step(answer(step, [0], token=2), 0.0)
+    assert outcome.outputs[0].finish_reason == "stop"
+    step = scheduler.plan()
+    assert step.admissions[0].token_ids == [*range(10, 26), 5]
+    assert step.admissions[0].prompt_length == 16
+
+
+def test_a_request_is_compressed_when_its_last_block_is_full() -> None:
+    scheduler = make_scheduler(num_query_slots=2, max_blocks_per_request=3)
+    scheduler.add([request(0, 22)], 0.0)
+    jobs = []
+    steps = 0
+    while not jobs:
+        step = scheduler.plan()
+        jobs = scheduler.finish_step(answer(step, [0]), 0.0).jobs
+        steps += 1
+    # 22 prompt tokens and two sampled ones fill three blocks of 8.
+    assert steps == 3
+    (job,) = jobs
+    assert (job.num_entries, job.keep, job.num_survivors) == (24, 16, 0)
+    assert job.target_blocks == job.block_table[:2]
+    # The last 4 queries of the prompt and the two after it.
+    assert job.num_observed == 6
+    assert scheduler.plan() is None
+    assert scheduler.num_compressing == 1
+    scheduler.finish_compression(CompressionDone(0, 0, 0.0))
+    step = scheduler.plan()
+    assert step.table_updates[0].block_table == job.block_table
+    assert step.table_updates[0].resident_length == 16
+    assert step.work[0].new_blocks == []
+
+
+def test_a_long_prompt_gives_back_the_blocks_beyond_its_budget() -> None:
+    scheduler = make_scheduler(num_query_slots=2, max_blocks_per_request=3, max_num_batched_tokens=64)
+    scheduler.add([request(0, 48)], 0.0)
+    outcome = scheduler.finish_step(answer(scheduler.plan(), [0]), 0.0)
+    assert outcome.jobs[0].num_entries == 48
+    assert scheduler.blocks.num_used == 6
+    scheduler.finish_compression(CompressionDone(0, 0, 0.0))
+    assert scheduler.blocks.num_used == 3
+
+
+def test_aborting_during_a_job_frees_blocks_only_when_it_is_done() -> None:
+    scheduler = make_scheduler(num_query_slots=2, max_blocks_per_request=2)
+    scheduler.add([request(0, 16)], 0.0)
+    outcome = scheduler.finish_step(answer(scheduler.plan(), [0]), 0.0)
+    assert outcome.jobs
+    (output,) = scheduler.abort([0], 3.0)
+    assert (output.finish_reason, output.token, output.metrics.finished) == ("abort", None, 3.0)
+    assert scheduler.blocks.num_used == 2
+    assert not scheduler.is_idle
+    scheduler.finish_compression(CompressionDone(0, 0, 0.0))
+    assert scheduler.blocks.num_used == 0
+    assert scheduler.slots.num_used == 0
+    assert scheduler.is_idle
+
+
+def test_aborting_during_a_step_frees_blocks_only_when_it_returns() -> None:
+    scheduler = make_scheduler()
+    scheduler.add([request(0, 16)], 0.0)
+    step = scheduler.plan()
+    scheduler.abort([0, 7], 0.0)
+    assert scheduler.blocks.num_used == 2
+    assert scheduler.finish_step(answer(step, [0]), 0.0).outputs == []
+    assert scheduler.blocks.num_used == 0
+    assert scheduler.is_idle
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pool_blocks", "words"),
+    [(999, 200, None), (1000, 200, "max_model_len 1000"), (129, 16, "KV cache holds 1 to 128"), (128, 16, None)],
+)
+def test_a_prompt_that_can_never_run_is_refused_at_once(prompt: int, pool_blocks: int, words: str | None) -> None:
+    scheduler = make_scheduler(num_blocks=pool_blocks)
+    refused = scheduler.add([request(0, prompt)], 0.0)
+    if words is None:
+        assert refused == []
+    else:
+        assert words in refused[0].message
+        assert scheduler.is_idle
+
+
+@pytest.mark.parametrize(
+    ("params", "token", "reason", "stop_token"),
+    [
+        ({}, 2, "stop", None),
+        ({"ignore_eos": True, "max_tokens": 1}, 2, "length", None),
+        ({"stop_token_ids": (9,)}, 9, "stop", 9),
+        ({"max_tokens": 1}, 5, "length", None),
+        ({}, 5, None, None),
+    ],
+)
+def test_endings(params: dict, token: int, reason: str | None, stop_token: int | None) -> None:
+    scheduler = make_scheduler()
+    scheduler.add([request(0, 4, **params)], 0.0)
+    (output,) = scheduler.finish_step(answer(scheduler.plan(), [0], token), 0.0).outputs
+    assert (output.finish_reason, output.stop_reason) == (reason, stop_token)
+
+
+def test_a_sequence_ends_where_the_pool_ends() -> None:
+    scheduler = make_scheduler(num_blocks=2)
+    scheduler.add([request(0, 15)], 0.0)
+    reasons = []
+    while not scheduler.is_idle:
+        (output,) = scheduler.finish_step(answer(scheduler.plan(), [0]), 0.0).outputs
+        reasons.append(output.finish_reason)
+    assert reasons == [None, "length"]
+
+
+def test_slot_holders_can_always_reach_their_budget_together() -> None:
+    scheduler = make_scheduler(num_blocks=7, num_query_slots=4, max_blocks_per_request=3)
+    scheduler.add([request(uid, 4) for uid in range(4)], 0.0)
+    assert len(scheduler.plan().admissions) == 2
+
+
+def test_an_illegal_transition_raises() -> None:
+    message = request(0, 4)
+    held = Request.from_message(message, 10, 0.0)
+    with pytest.raises(IllegalTransitionError, match="waiting -> finished"):
+        held.move_to(RequestState.FINISHED)
+
+
+def test_a_pool_id_has_one_owner() -> None:
+    pool = IdPool("block", 3)
+    taken = pool.take(2)
+    with pytest.raises(ValueError, match="2 blocks wanted, 1 free"):
+        pool.take(2)
+    pool.give_back(taken)
+    with pytest.raises(ValueError, match="nobody holds"):
+        pool.give_back([taken[0]])
+    with pytest.raises(ValueError, match="nobody holds"):
+        pool.give_back([3])
+    assert pool.peak == 2
+
+
+def test_the_integrity_check_sees_a_leak_and_a_double_owner() -> None:
+    scheduler = make_scheduler()
+    scheduler.add([request(0, 4), request(1, 4)], 0.0)
+    scheduler.plan()
+    assert scheduler.integrity_errors() == []
+    first, second = scheduler._running.values()
+    first.block_table, kept = list(second.block_table), first.block_table
+    errors = scheduler.integrity_errors()
+    assert any("2 owners" in error for error in errors)
+    assert any("no owner" in error for error in errors)
+    first.block_table = kept
+    scheduler.blocks.give_back(kept)
+    assert any("held and free" in error for error in scheduler.integrity_errors())

@@ -1,0 +1,125 @@
+"""The scheduler under arbitrary orders of events: nothing leaks, nothing is owned twice, everything ends."""
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from shadow_workers import ShadowWorkers
+
+from zipage.config import ScoringOptions
+from zipage.messages import StepResult, TokenRequest
+from zipage.sampling_params import SamplingParams
+from zipage.scheduling.limits import SchedulerLimits
+from zipage.scheduling.scheduler import Scheduler
+
+EOS = 2
+
+
+def draw_limits(data: st.DataObject) -> SchedulerLimits:
+    block_size = data.draw(st.sampled_from([8, 16]))
+    num_blocks = data.draw(st.integers(4, 40))
+    budget_blocks = data.draw(st.sampled_from([0, 2, 3, 5]))
+    budget_blocks = min(budget_blocks, num_blocks)
+    max_num_seqs = data.draw(st.integers(1, 8))
+    return SchedulerLimits(
+        num_blocks=num_blocks,
+        block_size=block_size,
+        num_query_slots=min(max_num_seqs, num_blocks // budget_blocks) if budget_blocks else 0,
+        max_blocks_per_request=budget_blocks,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=data.draw(st.integers(max_num_seqs, 64)),
+        max_model_len=data.draw(st.integers(4, 400)),
+        scoring=ScoringOptions(),
+    )
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Submit, plan, finish steps and jobs, and abort, in any order."""
+
+    @initialize(data=st.data())
+    def start(self, data: st.DataObject) -> None:
+        self.limits = draw_limits(data)
+        self.scheduler = Scheduler(self.limits)
+        self.workers = ShadowWorkers(self.limits)
+        self.result: StepResult | None = None
+        self.live: set[int] = set()
+        self.next_uid = 0
+
+    @rule(lengths=st.lists(st.tuples(st.integers(1, 120), st.integers(1, 150)), min_size=1, max_size=4))
+    def submit(self, lengths: list[tuple[int, int]]) -> None:
+        requests = []
+        for prompt, output in lengths:
+            params = SamplingParams(max_tokens=output, ignore_eos=output % 3 == 0)
+            requests.append(TokenRequest(self.next_uid, list(range(3, 3 + prompt)), params, (EOS,)))
+            self.next_uid += 1
+        refused = {refusal.uid for refusal in self.scheduler.add(requests, 0.0)}
+        for request in requests:
+            fits = len(request.prompt_token_ids) < self.limits.max_model_len
+            fits &= len(request.prompt_token_ids) <= self.limits.pool_tokens
+            assert (request.uid in refused) != fits
+        self.live |= {request.uid for request in requests} - refused
+
+    @rule(token_ids=st.lists(st.sampled_from([EOS, 5, 5, 5, 5, 6]), min_size=1, max_size=3))
+    def plan(self, token_ids: list[int]) -> None:
+        step = self.scheduler.plan()
+        if self.result is not None:
+            assert step is None
+        elif step is not None:
+            self.result = self.workers.execute(step, token_ids)
+        else:
+            assert not self.live or self.workers.jobs, "requests are left, but nothing is planned"
+
+    @precondition(lambda self: self.result is not None)
+    @rule()
+    def finish_step(self) -> None:
+        outcome = self.scheduler.finish_step(self.result, 1.0)
+        self.result = None
+        for output in outcome.outputs:
+            assert output.uid in self.live
+            if output.finish_reason is not None:
+                self.live.remove(output.uid)
+        self.workers.accept(outcome.jobs)
+
+    @precondition(lambda self: self.workers.jobs)
+    @rule(data=st.data())
+    def finish_job(self, data: st.DataObject) -> None:
+        uid = data.draw(st.sampled_from(sorted(self.workers.jobs)))
+        self.scheduler.finish_compression(self.workers.finish(uid))
+
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        uids = data.draw(st.lists(st.integers(0, self.next_uid + 1), max_size=2, unique=True))
+        ended = self.scheduler.abort(uids, 1.0)
+        assert {output.uid for output in ended} == self.live & set(uids)
+        self.live -= set(uids)
+
+    @invariant()
+    def is_sound(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        assert self.scheduler.integrity_errors() == []
+        budget = self.limits.max_blocks_per_request
+        for request in self.scheduler._running.values():
+            if budget and request.query_slot >= 0:
+                longest = max(budget, self.limits.blocks_for(request.prompt_length))
+                assert len(request.block_table) <= (budget if request.compressions else longest)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(20_000):
+            if self.result is not None:
+                self.finish_step()
+            elif self.workers.jobs:
+                self.scheduler.finish_compression(self.workers.finish(min(self.workers.jobs)))
+            elif (step := self.scheduler.plan()) is not None:
+                self.result = self.workers.execute(step, [5, 6])
+            else:
+                break
+        assert not self.live
+        assert self.scheduler.is_idle
+        for pool in (self.scheduler.blocks, self.scheduler.slots, self.scheduler.rows):
+            assert pool.num_used == 0
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

@@ -1,0 +1,127 @@
+"""How many blocks and query slots fit into the memory that the KV cache may use; imports no torch."""
+
+from pathlib import Path
+
+from zipage.config import EngineConfig
+from zipage.errors import ConfigError
+from zipage.messages import PoolGeometry
+from zipage.models.config import ModelConfig
+
+GIB = 2**30
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SCORE_BYTES = 4
+
+
+def choose_geometry(config: EngineConfig, model: ModelConfig, dtype: str, pool_bytes: int) -> PoolGeometry:
+    """Split `pool_bytes` into KV blocks and, under a budget, query slots.
+
+    There are `M = pool_bytes // (N_max * block_bytes + slot_bytes)` query slots, at most `max_num_seqs`, so that all
+    their holders can reach `N_max` blocks together (arXiv 2603.08743); what they leave is blocks.
+
+    Raises:
+        ConfigError: not even one request would fit.
+    """
+    blocks_per_request = config.max_blocks_per_request
+    accumulate = bool(blocks_per_request) and config.scoring.observe == "all"
+    window = config.scoring.window if blocks_per_request and not accumulate else 0
+    block_bytes = _block_bytes(config, model, dtype, accumulate)
+    slot_bytes = model.num_layers * window * model.num_query_heads * model.head_dim * DTYPE_BYTES[dtype]
+    slots = 0
+    if blocks_per_request:
+        slots = min(config.max_num_seqs, pool_bytes // (blocks_per_request * block_bytes + slot_bytes))
+        if slots < 1:
+            raise ConfigError(
+                f"the KV cache of {pool_bytes / GIB:.3f} GiB does not hold one request of {blocks_per_request} blocks "
+                f"({(blocks_per_request * block_bytes + slot_bytes) / GIB:.3f} GiB): raise kv_cache_gb or lower kv_budget"
+            )
+    # More blocks than all running sequences can fill would only take memory from others.
+    useful_blocks = config.max_num_seqs * -(-_max_model_len(config, model) // config.block_size)
+    num_blocks = min((pool_bytes - slots * slot_bytes) // block_bytes, useful_blocks)
+    if num_blocks < 1:
+        raise ConfigError(
+            f"the KV cache of {pool_bytes / GIB:.6f} GiB does not hold one block ({block_bytes / GIB:.6f} GiB): "
+            "raise kv_cache_gb"
+        )
+    return PoolGeometry(
+        num_layers=model.num_layers,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        num_query_heads=model.num_query_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        dtype=dtype,
+        num_query_slots=slots,
+        window=window,
+        accumulate=accumulate,
+    )
+
+
+def effective_max_model_len(config: EngineConfig, model: ModelConfig, geometry: PoolGeometry) -> int:
+    """The longest sequence that this engine serves: the model's, the option's, and without a budget the pool's.
+
+    Raises:
+        ConfigError: the option asks for more than the model or the pool has.
+    """
+    limit = _max_model_len(config, model)
+    if config.kv_budget:
+        return limit
+    pool_tokens = geometry.num_blocks * geometry.block_size + 1
+    if config.max_model_len is not None and limit > pool_tokens:
+        raise ConfigError(
+            f"max_model_len must be in [2, {pool_tokens}] for a KV cache of {geometry.num_blocks} blocks of "
+            f"{geometry.block_size} tokens, not {limit}: raise kv_cache_gb or set kv_budget"
+        )
+    return min(limit, pool_tokens)
+
+
+def host_pool_bytes(config: EngineConfig) -> int:
+    """Bytes of the KV cache in host memory: `kv_cache_gb`, or a quarter of the free memory up to 4 GiB.
+
+    Raises:
+        ConfigError: `kv_cache_gb` is more than the machine has free.
+    """
+    available = _available_memory()
+    return pool_bytes(config, available, min(available // 4, 4 * GIB))
+
+
+def pool_bytes(config: EngineConfig, available: int, default: int) -> int:
+    """`kv_cache_gb` in bytes, or `default`.
+
+    Raises:
+        ConfigError: `kv_cache_gb` is more than `available` bytes.
+    """
+    if config.kv_cache_gb is None:
+        return default
+    wanted = int(config.kv_cache_gb * GIB)
+    if wanted > available:
+        raise ConfigError(
+            f"kv_cache_gb must be in (0, {available / GIB:.2f}], the free memory, not {config.kv_cache_gb}"
+        )
+    return wanted
+
+
+def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    if config.max_model_len is None:
+        return model.max_model_len
+    if config.max_model_len > model.max_model_len:
+        raise ConfigError(
+            f"max_model_len must be in [2, {model.max_model_len}], the model's own limit, not {config.max_model_len}"
+        )
+    return config.max_model_len
+
+
+def _block_bytes(config: EngineConfig, model: ModelConfig, dtype: str, accumulate: bool) -> int:
+    entries = model.num_layers * model.num_kv_heads * config.block_size
+    per_entry = 2 * model.head_dim * DTYPE_BYTES[dtype]
+    if config.kv_budget:
+        per_entry += SCORE_BYTES * (2 if accumulate else 1)
+    return entries * per_entry
+
+
+def _available_memory() -> int:
+    """Bytes that can be taken without swapping, page cache included."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * 1024
+    raise ConfigError("kv_cache_gb must be given on this machine: /proc/meminfo does not tell the free memory")

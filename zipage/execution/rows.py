@@ -1,0 +1,94 @@
+"""What the decode worker remembers of each running request, kept up to date by the differences in each step."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from zipage.config import EngineConfig
+from zipage.execution.sampling import SamplingState
+from zipage.messages import Admission, PoolGeometry, RowWork, Step, TableUpdate
+
+
+@dataclass
+class Row:
+    """One running request.
+
+    Attributes:
+        token_ids: all known tokens; the first `prompt_length` are the prompt's.
+        position: tokens computed, which is the next token's position.
+        resident_length: KV entries of each layer and head.
+        num_blocks: blocks in the row of the block tables.
+        query_slot: where queries are recorded, -1 for nowhere.
+        interval_start: position of the first query of the observed interval.
+    """
+
+    token_ids: list[int]
+    prompt_length: int
+    query_slot: int
+    sampling: SamplingState
+    position: int = 0
+    resident_length: int = 0
+    num_blocks: int = 0
+    interval_start: int = 0
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.token_ids) - self.position
+
+
+@dataclass
+class RowTable:
+    """All rows, and their block tables as one tensor on the device.
+
+    Attributes:
+        block_tables: [max_num_seqs, most blocks of a sequence] int64.
+    """
+
+    block_tables: torch.Tensor
+    vocab_size: int
+    rows: dict[int, Row] = field(default_factory=dict)
+
+    @classmethod
+    def allocate(
+        cls, config: EngineConfig, geometry: PoolGeometry, max_model_len: int, vocab_size: int, device: torch.device
+    ) -> "RowTable":
+        width = min(geometry.num_blocks, -(-max_model_len // geometry.block_size))
+        return cls(torch.zeros((config.max_num_seqs, width), dtype=torch.int64, device=device), vocab_size)
+
+    def apply(self, step: Step) -> None:
+        """Apply a step's differences, in the order in which the message lists them."""
+        for number in step.released_rows:
+            del self.rows[number]
+        for admission in step.admissions:
+            self._admit(admission)
+        for update in step.table_updates:
+            self._replace_table(update)
+        for work in step.work:
+            self._append_blocks(work)
+
+    def _admit(self, admission: Admission) -> None:
+        sampling = SamplingState(
+            admission.params,
+            admission.token_ids[: admission.prompt_length],
+            admission.token_ids[admission.prompt_length :],
+            admission.eos_token_ids,
+            self.vocab_size,
+            self.block_tables.device,
+        )
+        self.rows[admission.row] = Row(
+            list(admission.token_ids), admission.prompt_length, admission.query_slot, sampling
+        )
+
+    def _replace_table(self, update: TableUpdate) -> None:
+        row = self.rows[update.row]
+        row.num_blocks = 0
+        row.resident_length = update.resident_length
+        row.interval_start = row.position
+        self._append_blocks(RowWork(update.row, 0, update.block_table))
+
+    def _append_blocks(self, work: RowWork) -> None:
+        if work.new_blocks:
+            row = self.rows[work.row]
+            end = row.num_blocks + len(work.new_blocks)
+            self.block_tables[work.row, row.num_blocks : end] = torch.tensor(work.new_blocks)
+            row.num_blocks = end

@@ -1,0 +1,58 @@
+"""When a request is compressed, what the job says, and what it holds afterwards (stall mode)."""
+
+from zipage.messages import CompressionDone, CompressionJob, TableUpdate
+from zipage.scheduling.limits import SchedulerLimits
+from zipage.scheduling.request import Request
+
+
+def must_compress(request: Request, limits: SchedulerLimits) -> bool:
+    """The prompt is computed, the last allocated block is full, and the request holds its budget in blocks or more."""
+    num_blocks = len(request.block_table)
+    return (
+        request.query_slot >= 0
+        and request.num_uncomputed <= 1
+        and num_blocks >= limits.max_blocks_per_request
+        and request.resident_length == num_blocks * limits.block_size
+    )
+
+
+def make_job(request: Request, limits: SchedulerLimits) -> CompressionJob:
+    """The job that keeps `(N_max - 1) * b` entries in the first `N_max - 1` blocks of the table."""
+    kept_blocks = limits.max_blocks_per_request - 1
+    pinned = request.num_pinned
+    if request.compressions == 0 and limits.scoring.pin_prompt:
+        pinned = request.prompt_length
+    return CompressionJob(
+        uid=request.uid,
+        block_table=list(request.block_table),
+        target_blocks=request.block_table[:kept_blocks],
+        num_entries=request.resident_length,
+        num_survivors=request.num_survivors,
+        num_observed=_num_accumulated(request, limits.scoring.window),
+        num_pinned=pinned,
+        query_slot=request.query_slot,
+        keep=kept_blocks * limits.block_size,
+    )
+
+
+def apply_compression(
+    request: Request, done: CompressionDone, limits: SchedulerLimits
+) -> tuple[TableUpdate, list[int]]:
+    """Shorten the request's table to its survivors and one empty block.
+
+    Returns:
+        The update that the decode worker needs before the request's next step, and the blocks that are free again.
+    """
+    freed = request.block_table[limits.max_blocks_per_request :]
+    del request.block_table[limits.max_blocks_per_request :]
+    request.resident_length = request.num_survivors = (limits.max_blocks_per_request - 1) * limits.block_size
+    request.num_pinned = done.num_pinned
+    request.interval_start = request.position
+    request.compressions += 1
+    return TableUpdate(request.row, list(request.block_table), request.resident_length), freed
+
+
+def _num_accumulated(request: Request, window: int) -> int:
+    """Queries that `observe=all` has accumulated: the last `window` of the prompt and all later ones."""
+    first_accumulated = max(request.interval_start, request.prompt_length - window, 0)
+    return request.position - first_accumulated

@@ -1,0 +1,36 @@
+"""The check that every block, slot and row has exactly one owner and every table agrees with its request."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from zipage.scheduling.id_pool import IdPool
+from zipage.scheduling.limits import SchedulerLimits
+from zipage.scheduling.request import Request
+
+
+def integrity_errors(
+    holders: Iterable[Request], blocks: IdPool, slots: IdPool, rows: IdPool, limits: SchedulerLimits
+) -> list[str]:
+    """Compare what requests hold with what the pools have given out; an empty list is a sound engine."""
+    holders = list(holders)
+    errors = _ownership_errors(blocks, (block for request in holders for block in request.block_table))
+    errors += _ownership_errors(slots, (request.query_slot for request in holders if request.query_slot >= 0))
+    errors += _ownership_errors(rows, (request.row for request in holders if request.row >= 0))
+    for request in holders:
+        held, entries = len(request.block_table), request.resident_length
+        if limits.blocks_for(entries) > held:
+            errors.append(f"request {request.uid} has {entries} entries in {held} blocks")
+        if entries > request.position or request.num_survivors > entries:
+            errors.append(
+                f"request {request.uid}: {request.num_survivors} survivors, {entries} entries, position {request.position}"
+            )
+    return errors
+
+
+def _ownership_errors(pool: IdPool, held: Iterable[int]) -> list[str]:
+    owners = Counter(held)
+    errors = [f"{pool.name} {number} has {count} owners" for number, count in owners.items() if count > 1]
+    errors += [f"{pool.name} {number} is held and free" for number in owners if pool.is_free(number)]
+    if pool.num_used > len(owners):
+        errors.append(f"{pool.num_used - len(owners)} {pool.name}s have no owner")
+    return errors

@@ -1,0 +1,131 @@
+"""One completion as the scheduler sees it: its tokens, what it holds, and the states it may be in."""
+
+import enum
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from zipage.messages import RequestMetrics, TokenRequest
+from zipage.sampling_params import SamplingParams
+
+
+class RequestState(enum.Enum):
+    """Where a completion is in its life; `ALLOWED_TRANSITIONS` has the edges."""
+
+    WAITING = "waiting"
+    PREFILLING = "prefilling"
+    RUNNING = "running"
+    COMPRESSING = "compressing"
+    FINISHED = "finished"
+    ABORTED = "aborted"
+
+
+_ENDS = (RequestState.FINISHED, RequestState.ABORTED)
+
+ALLOWED_TRANSITIONS: dict[RequestState, Collection[RequestState]] = {
+    RequestState.WAITING: (RequestState.PREFILLING, RequestState.ABORTED),
+    # A request is preempted back to WAITING; a prompt of which the first sampled token ends it goes to FINISHED.
+    RequestState.PREFILLING: (RequestState.RUNNING, RequestState.COMPRESSING, RequestState.WAITING, *_ENDS),
+    RequestState.RUNNING: (RequestState.COMPRESSING, RequestState.WAITING, *_ENDS),
+    RequestState.COMPRESSING: (RequestState.RUNNING, RequestState.ABORTED),
+    RequestState.FINISHED: (),
+    RequestState.ABORTED: (),
+}
+
+
+class IllegalTransitionError(RuntimeError):
+    """A request was moved along an edge that `ALLOWED_TRANSITIONS` does not have: a defect of the scheduler."""
+
+
+@dataclass(eq=False)
+class Request:
+    """A completion in the scheduler.
+
+    `position` counts the tokens that planned steps have computed, which is also the position of the next one.
+    `resident_length` counts the KV entries that each layer and head hold once those steps have run; the two differ
+    after a compression.
+
+    Attributes:
+        token_ids: the prompt and every sampled token.
+        max_length: the completion ends with reason `length` when it has this many tokens, prompt included.
+        block_table: KV blocks in order of their entries.
+        row: row of the decode worker's state, -1 without one.
+        query_slot: where its queries are recorded, -1 for nowhere.
+        num_survivors: leading resident entries that survived the last compression.
+        num_pinned: leading resident entries that are the pinned prompt's.
+        interval_start: position at which the observed interval began.
+        in_flight: a planned step that has not returned yet touches this request.
+        job_in_flight: a compression job that is not done yet touches its blocks.
+        times in seconds of the caller's monotonic clock.
+    """
+
+    uid: int
+    token_ids: list[int]
+    prompt_length: int
+    max_length: int
+    params: SamplingParams
+    eos_token_ids: tuple[int, ...]
+    arrived: float
+    state: RequestState = RequestState.WAITING
+    row: int = -1
+    query_slot: int = -1
+    block_table: list[int] = field(default_factory=list)
+    position: int = 0
+    resident_length: int = 0
+    num_survivors: int = 0
+    num_pinned: int = 0
+    interval_start: int = 0
+    in_flight: bool = False
+    job_in_flight: bool = False
+    compressions: int = 0
+    preemptions: int = 0
+    peak_blocks: int = 0
+    first_token: float = 0.0
+    finished: float = 0.0
+
+    @classmethod
+    def from_message(cls, message: TokenRequest, max_length: int, now: float) -> "Request":
+        return cls(
+            uid=message.uid,
+            token_ids=list(message.prompt_token_ids),
+            prompt_length=len(message.prompt_token_ids),
+            max_length=max_length,
+            params=message.params,
+            eos_token_ids=message.eos_token_ids,
+            arrived=now,
+        )
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.prompt_length
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Known tokens that no planned step has computed: the rest of a prompt, or the last sampled token."""
+        return len(self.token_ids) - self.position
+
+    @property
+    def is_ended(self) -> bool:
+        return self.state in _ENDS
+
+    def move_to(self, state: RequestState) -> None:
+        """Raises IllegalTransitionError where the table has no such edge."""
+        if state not in ALLOWED_TRANSITIONS[self.state]:
+            raise IllegalTransitionError(f"request {self.uid}: {self.state.value} -> {state.value}")
+        self.state = state
+
+    def hold_blocks(self, blocks: list[int]) -> None:
+        """Append blocks to the table."""
+        self.block_table.extend(blocks)
+        self.peak_blocks = max(self.peak_blocks, len(self.block_table))
+
+    def metrics(self) -> RequestMetrics:
+        return RequestMetrics(
+            arrived=self.arrived,
+            first_token=self.first_token,
+            finished=self.finished,
+            prompt_tokens=self.prompt_length,
+            output_tokens=self.num_output_tokens,
+            compressions=self.compressions,
+            peak_blocks=self.peak_blocks,
+            preemptions=self.preemptions,
+        )

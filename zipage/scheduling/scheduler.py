@@ -1,0 +1,322 @@
+"""The only owner of blocks, query slots, rows and block tables: admits, plans steps, orders compressions, ends requests.
+
+It has no clock, no sockets and no torch: a worker feeds it messages with the time and sends on what it returns, and so
+can a test or a simulator.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from zipage.messages import (
+    Admission,
+    CompressionDone,
+    CompressionJob,
+    RefusedTokens,
+    RowWork,
+    SampledToken,
+    Step,
+    StepResult,
+    TableUpdate,
+    TokenOutput,
+    TokenRequest,
+)
+from zipage.scheduling.compression import apply_compression, make_job, must_compress
+from zipage.scheduling.id_pool import IdPool
+from zipage.scheduling.integrity import integrity_errors
+from zipage.scheduling.limits import SchedulerLimits
+from zipage.scheduling.request import Request, RequestState
+from zipage.scheduling.stopping import Ending, ending_after
+
+
+@dataclass
+class Counters:
+    """Totals since the engine started."""
+
+    steps: int = 0
+    compressions: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass
+class StepOutcome:
+    """What follows from a step's tokens: answers for the tokenizer and jobs for the compression worker."""
+
+    outputs: list[TokenOutput] = field(default_factory=list)
+    jobs: list[CompressionJob] = field(default_factory=list)
+
+
+class Scheduler:
+    """First come, first served continuous batching over a block pool, with compression in stall mode.
+
+    With a budget, admission reserves the most blocks that a request can ever need until it is compressed, so that no
+    request that runs can lack one. Without a budget, admission is optimistic: where blocks run out, the newest request
+    is preempted and later recomputed.
+    """
+
+    def __init__(self, limits: SchedulerLimits) -> None:
+        self.limits = limits
+        self.blocks = IdPool("block", limits.num_blocks)
+        self.slots = IdPool("query slot", limits.num_query_slots)
+        self.rows = IdPool("row", limits.max_num_seqs)
+        self.counters = Counters()
+        self._requests: dict[int, Request] = {}
+        self._waiting: deque[Request] = deque()
+        # Requests that hold a row, in order of admission.
+        self._running: dict[int, Request] = {}
+        # Ended requests whose blocks a step or a job still touches.
+        self._draining: dict[int, Request] = {}
+        self._next_step = _NextStep()
+        self._in_flight: list[Request] | None = None
+
+    # ---- requests in ------------------------------------------------------------------------------------------------
+
+    def add(self, requests: Iterable[TokenRequest], now: float) -> list[RefusedTokens]:
+        """Queue requests in order; returns those that can never run here, of which nothing is kept."""
+        refused = []
+        for message in requests:
+            refusal = self.limits.refusal(message)
+            if refusal is not None:
+                refused.append(refusal)
+                continue
+            request = Request.from_message(message, self.limits.max_length(message), now)
+            self._requests[request.uid] = request
+            self._waiting.append(request)
+            self.counters.prompt_tokens += request.prompt_length
+        return refused
+
+    def abort(self, uids: Iterable[int], now: float) -> list[TokenOutput]:
+        """End requests; each live one answers with reason `abort`, the others are ignored."""
+        outputs = []
+        for uid in uids:
+            request = self._requests.get(uid)
+            if request is None:
+                continue
+            if request.state is RequestState.WAITING:
+                self._waiting.remove(request)
+            self._end(request, RequestState.ABORTED, now)
+            outputs.append(TokenOutput(uid, None, "abort", None, request.metrics()))
+        return outputs
+
+    # ---- steps ------------------------------------------------------------------------------------------------------
+
+    def plan(self) -> Step | None:
+        """The next step, or None where one is in flight or nothing can be computed."""
+        if self._in_flight is not None:
+            return None
+        tokens_left = self.limits.max_num_batched_tokens
+        for state in (RequestState.RUNNING, RequestState.PREFILLING):
+            for request in list(self._running.values()):
+                if tokens_left and request.state is state:
+                    tokens_left -= self._plan_request(request, tokens_left)
+        while tokens_left and self._waiting and self._can_admit(self._waiting[0]):
+            request = self._waiting.popleft()
+            self._admit(request)
+            tokens_left -= self._plan_request(request, tokens_left)
+        if not self._next_step.planned:
+            return None
+        self._in_flight = self._next_step.planned
+        step = self._next_step.build(self.counters.steps)
+        self._next_step = _NextStep()
+        self.counters.steps += 1
+        return step
+
+    def finish_step(self, result: StepResult, now: float) -> StepOutcome:
+        """Take the tokens of the step in flight."""
+        outcome = StepOutcome()
+        if self._in_flight is None:
+            raise RuntimeError(f"step {result.step_id} returned, but none is in flight")
+        touched, self._in_flight = self._in_flight, None
+        sampled = dict(zip(result.rows, result.tokens, strict=True))
+        for request in touched:
+            request.in_flight = False
+            if request.is_ended:
+                self._release_when_quiet(request)
+            elif request.row in sampled:
+                self._take_token(request, sampled[request.row], now, outcome)
+        return outcome
+
+    def finish_compression(self, done: CompressionDone) -> None:
+        """Take a finished job: the request goes on with its survivors, or gives everything back if it was aborted."""
+        request = self._running.get(done.uid) or self._draining[done.uid]
+        request.job_in_flight = False
+        self.counters.compressions += 1
+        if request.is_ended:
+            self._release_when_quiet(request)
+            return
+        update, freed = apply_compression(request, done, self.limits)
+        self.blocks.give_back(freed)
+        self._next_step.table_updates.append(update)
+        request.move_to(RequestState.RUNNING)
+
+    # ---- what it holds ----------------------------------------------------------------------------------------------
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_compressing(self) -> int:
+        return sum(request.state is RequestState.COMPRESSING for request in self._running.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits, runs or drains."""
+        return not (self._requests or self._draining or self._in_flight)
+
+    def integrity_errors(self) -> list[str]:
+        """What is wrong with the ownership of blocks, slots and rows; empty for a sound engine."""
+        holders = [*self._running.values(), *self._draining.values()]
+        return integrity_errors(holders, self.blocks, self.slots, self.rows, self.limits)
+
+    # ---- admission --------------------------------------------------------------------------------------------------
+
+    def _can_admit(self, request: Request) -> bool:
+        limits = self.limits
+        if not self.rows.num_free:
+            return False
+        if not limits.max_blocks_per_request:
+            wanted = limits.blocks_for(len(request.token_ids))
+            return self.blocks.num_free >= wanted
+        if limits.can_compress(request.max_length) and not self.slots.num_free:
+            return False
+        reserved = sum(self._reserved_blocks(other) for other in (*self._running.values(), *self._draining.values()))
+        return reserved + self._reserved_blocks(request) <= limits.num_blocks
+
+    def _reserved_blocks(self, request: Request) -> int:
+        """Most blocks that the request may hold from here on."""
+        if request.is_ended:
+            return len(request.block_table)
+        if request.compressions:
+            return self.limits.max_blocks_per_request
+        return self.limits.first_peak(request.prompt_length, request.max_length)
+
+    def _admit(self, request: Request) -> None:
+        request.move_to(RequestState.PREFILLING)
+        (request.row,) = self.rows.take(1)
+        if self.limits.can_compress(request.max_length):
+            (request.query_slot,) = self.slots.take(1)
+        self._running[request.uid] = request
+        self._next_step.admissions.append(
+            Admission(
+                row=request.row,
+                token_ids=list(request.token_ids),
+                prompt_length=request.prompt_length,
+                params=request.params,
+                eos_token_ids=request.eos_token_ids,
+                query_slot=request.query_slot,
+            )
+        )
+
+    # ---- planning one request ---------------------------------------------------------------------------------------
+
+    def _plan_request(self, request: Request, tokens_left: int) -> int:
+        """Plan the request's next tokens; returns how many (0 where it has to wait for a block)."""
+        if request.uid not in self._running:
+            return 0
+        num_tokens = min(request.num_uncomputed, tokens_left)
+        missing = self.limits.blocks_for(request.resident_length + num_tokens) - len(request.block_table)
+        if not self._make_room(request, missing):
+            return 0
+        new_blocks = self.blocks.take(missing)
+        request.hold_blocks(new_blocks)
+        request.position += num_tokens
+        request.resident_length += num_tokens
+        request.in_flight = True
+        self._next_step.planned.append(request)
+        self._next_step.work.append(RowWork(request.row, num_tokens, new_blocks))
+        return num_tokens
+
+    def _make_room(self, request: Request, wanted: int) -> bool:
+        """Preempt requests admitted after this one until `wanted` blocks are free.
+
+        The oldest request can preempt every other, so it never waits for ever; a budget's reservations make sure that
+        nothing is ever preempted under one.
+        """
+        while self.blocks.num_free < wanted:
+            victim = next(reversed(self._running.values()))
+            if victim is request or victim.in_flight or self.limits.max_blocks_per_request:
+                return False
+            self._preempt(victim)
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        """Give back all that the request holds and put it first in the queue, to be recomputed from its tokens."""
+        del self._running[request.uid]
+        self._release(request)
+        request.position = request.resident_length = 0
+        request.preemptions += 1
+        self.counters.preemptions += 1
+        request.move_to(RequestState.WAITING)
+        self._waiting.appendleft(request)
+
+    # ---- tokens and ends --------------------------------------------------------------------------------------------
+
+    def _take_token(self, request: Request, token: SampledToken, now: float, outcome: StepOutcome) -> None:
+        request.token_ids.append(token.token_id)
+        self.counters.output_tokens += 1
+        if request.num_output_tokens == 1:
+            request.first_token = now
+        ending = ending_after(request)
+        if ending is not None:
+            self._finish(request, token, ending, now, outcome)
+            return
+        outcome.outputs.append(TokenOutput(request.uid, token))
+        if must_compress(request, self.limits):
+            request.move_to(RequestState.COMPRESSING)
+            request.job_in_flight = True
+            outcome.jobs.append(make_job(request, self.limits))
+        elif request.state is RequestState.PREFILLING:
+            request.move_to(RequestState.RUNNING)
+
+    def _finish(self, request: Request, token: SampledToken, ending: Ending, now: float, outcome: StepOutcome) -> None:
+        self._end(request, RequestState.FINISHED, now)
+        outcome.outputs.append(TokenOutput(request.uid, token, ending.reason, ending.stop_token_id, request.metrics()))
+
+    def _end(self, request: Request, state: RequestState, now: float) -> None:
+        request.move_to(state)
+        request.finished = now
+        del self._requests[request.uid]
+        if self._running.pop(request.uid, None) is not None:
+            self._draining[request.uid] = request
+            self._release_when_quiet(request)
+
+    def _release_when_quiet(self, request: Request) -> None:
+        """Free what an ended request holds once no step and no job touches it."""
+        if not request.in_flight and not request.job_in_flight:
+            del self._draining[request.uid]
+            self._release(request)
+
+    def _release(self, request: Request) -> None:
+        self.blocks.give_back(request.block_table)
+        request.block_table = []
+        if request.query_slot >= 0:
+            self.slots.give_back([request.query_slot])
+            request.query_slot = -1
+        self._next_step.release_row(request.row)
+        self.rows.give_back([request.row])
+        request.row = -1
+
+
+@dataclass
+class _NextStep:
+    """What the next step will carry; rows are released in it before any is given out again."""
+
+    released_rows: list[int] = field(default_factory=list)
+    admissions: list[Admission] = field(default_factory=list)
+    table_updates: list[TableUpdate] = field(default_factory=list)
+    work: list[RowWork] = field(default_factory=list)
+    planned: list[Request] = field(default_factory=list)
+
+    def release_row(self, row: int) -> None:
+        self.released_rows.append(row)
+        self.table_updates = [update for update in self.table_updates if update.row != row]
+
+    def build(self, step_id: int) -> Step:
+        return Step(step_id, self.released_rows, self.admissions, self.table_updates, self.work)
