@@ -100,6 +100,19 @@ def open_on_gpu(export: PoolExport) -> KVPool:
     return _pool(export.geometry, tensors)
 
 
+def open_pool(export: PoolExport, descriptor: int | None) -> KVPool:
+    """Open an exported pool, through its CUDA IPC handles or the inherited memory file.
+
+    Raises:
+        EngineError: it cannot be shared with this process.
+    """
+    if export.device != "cpu":
+        return open_on_gpu(export)
+    if descriptor is None:
+        raise EngineError("the KV pool is in host memory, but this process has no descriptor of it")
+    return open_on_host(export.geometry, descriptor)
+
+
 def _layout(geometry: PoolGeometry) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
     cache_dtype: torch.dtype = getattr(torch, geometry.dtype)
     entries = (geometry.num_layers, geometry.num_blocks, geometry.num_kv_heads, geometry.block_size)

@@ -30,16 +30,17 @@ def choose_geometry(config: EngineConfig, model: ModelConfig, dtype: str, pool_b
     if blocks_per_request:
         slots = min(config.max_num_seqs, pool_bytes // (blocks_per_request * block_bytes + slot_bytes))
         if slots < 1:
+            request_gib = (blocks_per_request * block_bytes + slot_bytes) / GIB
             raise ConfigError(
-                f"the KV cache of {pool_bytes / GIB:.3f} GiB does not hold one request of {blocks_per_request} blocks "
-                f"({(blocks_per_request * block_bytes + slot_bytes) / GIB:.3f} GiB): raise kv_cache_gb or lower kv_budget"
+                f"the KV cache of {pool_bytes / GIB:.3g} GiB does not hold one request of {blocks_per_request} blocks "
+                f"({request_gib:.3g} GiB): raise kv_cache_gb or lower kv_budget"
             )
     # More blocks than all running sequences can fill would only take memory from others.
     useful_blocks = config.max_num_seqs * -(-_max_model_len(config, model) // config.block_size)
     num_blocks = min((pool_bytes - slots * slot_bytes) // block_bytes, useful_blocks)
     if num_blocks < 1:
         raise ConfigError(
-            f"the KV cache of {pool_bytes / GIB:.6f} GiB does not hold one block ({block_bytes / GIB:.6f} GiB): "
+            f"the KV cache of {pool_bytes / GIB:.3g} GiB does not hold one block ({block_bytes / GIB:.3g} GiB): "
             "raise kv_cache_gb"
         )
     return PoolGeometry(

@@ -22,7 +22,8 @@ def integrity_errors(
             errors.append(f"request {request.uid} has {entries} entries in {held} blocks")
         if entries > request.position or request.num_survivors > entries:
             errors.append(
-                f"request {request.uid}: {request.num_survivors} survivors, {entries} entries, position {request.position}"
+                f"request {request.uid}: {request.num_survivors} survivors, {entries} entries, "
+                f"position {request.position}"
             )
     return errors
 

@@ -1,0 +1,31 @@
+"""The engine's `Status`, as clients and the supervisor see it."""
+
+from zipage.config import EngineConfig
+from zipage.messages import PoolExport, Status
+from zipage.scheduling.scheduler import Scheduler
+
+
+def engine_status(scheduler: Scheduler, config: EngineConfig, export: PoolExport, query_id: int) -> Status:
+    """What the engine holds at this moment, its totals, and the integrity check."""
+    counters = scheduler.counters
+    return Status(
+        query_id=query_id,
+        model=config.model,
+        max_model_len=export.max_model_len,
+        kv_budget=config.effective_kv_budget,
+        block_size=config.block_size,
+        running=scheduler.num_running,
+        waiting=scheduler.num_waiting,
+        compressing=scheduler.num_compressing,
+        blocks_total=scheduler.blocks.size,
+        blocks_used=scheduler.blocks.num_used,
+        blocks_peak=scheduler.blocks.peak,
+        slots_total=scheduler.slots.size,
+        slots_used=scheduler.slots.num_used,
+        steps=counters.steps,
+        compressions=counters.compressions,
+        preemptions=counters.preemptions,
+        prompt_tokens=counters.prompt_tokens,
+        output_tokens=counters.output_tokens,
+        integrity_errors=scheduler.integrity_errors(),
+    )

@@ -1,0 +1,113 @@
+"""The scheduler process: passes messages between the `Scheduler` and the other workers, and never lets a step wait."""
+
+import asyncio
+import time
+
+import uvloop
+import zmq.asyncio
+
+from zipage.errors import EngineError
+from zipage.links import SchedulerLinks, bind_scheduler_links, run_until_stopped
+from zipage.messages import (
+    AbortTokens,
+    CompressionDone,
+    OpenPool,
+    PoolExport,
+    PoolOpened,
+    StatusQuery,
+    StepResult,
+    SubmitTokens,
+    TokenOutputs,
+)
+from zipage.scheduling.limits import SchedulerLimits
+from zipage.scheduling.scheduler import Scheduler
+from zipage.scheduling.status import engine_status
+from zipage.workers.process import WorkerContext, report_ready, run_worker
+
+
+class SchedulerProcess:
+    """Three loops, one for each link, around one `Scheduler`."""
+
+    def __init__(self, context: WorkerContext, links: SchedulerLinks, export: PoolExport) -> None:
+        self._context = context
+        self._links = links
+        self._export = export
+        self._scheduler = Scheduler(SchedulerLimits.from_config(context.config, export.geometry, export.max_model_len))
+
+    def report_ready(self) -> None:
+        report_ready(self._context, engine_status(self._scheduler, self._context.config, self._export, query_id=0))
+
+    async def serve_tokenizer(self) -> None:
+        """Requests, aborts and status queries in; refusals, abort answers and status out."""
+        while True:
+            message = await self._links.tokenizer.receive()
+            now = time.monotonic()
+            match message:
+                case SubmitTokens(requests):
+                    for refusal in self._scheduler.add(requests, now):
+                        await self._links.tokenizer.send(refusal)
+                case AbortTokens(uids):
+                    if outputs := self._scheduler.abort(uids, now):
+                        await self._links.tokenizer.send(TokenOutputs(outputs))
+                case StatusQuery(query_id):
+                    status = engine_status(self._scheduler, self._context.config, self._export, query_id)
+                    await self._links.tokenizer.send(status)
+            await self._send_step()
+
+    async def serve_decode(self) -> None:
+        """Step results in; the next step, compression jobs and tokens out."""
+        while True:
+            result = await self._links.decode.receive()
+            if not isinstance(result, StepResult):
+                raise EngineError("the decode worker exported its pool twice")
+            outcome = self._scheduler.finish_step(result, time.monotonic())
+            # The next step first: the device waits for it, the others do not.
+            await self._send_step()
+            for job in outcome.jobs:
+                await self._links.compression.send(job)
+            if outcome.outputs:
+                await self._links.tokenizer.send(TokenOutputs(outcome.outputs))
+
+    async def serve_compression(self) -> None:
+        """Finished jobs in."""
+        while True:
+            done = await self._links.compression.receive()
+            if not isinstance(done, CompressionDone):
+                raise EngineError("the compression worker opened the pool twice")
+            self._scheduler.finish_compression(done)
+            await self._send_step()
+
+    async def _send_step(self) -> None:
+        step = self._scheduler.plan()
+        if step is not None:
+            await self._links.decode.send(step)
+
+
+async def serve(context: WorkerContext, links: SchedulerLinks) -> None:
+    """Bring both workers to the same pool, then serve without end."""
+    export = await links.decode.receive()
+    if not isinstance(export, PoolExport):
+        raise EngineError("the decode worker did not begin with its pool")
+    await links.compression.send(OpenPool(export))
+    if not isinstance(await links.compression.receive(), PoolOpened):
+        raise EngineError("the compression worker did not begin by opening the pool")
+    process = SchedulerProcess(context, links, export)
+    process.report_ready()
+    await asyncio.gather(process.serve_tokenizer(), process.serve_decode(), process.serve_compression())
+
+
+async def _run(context: WorkerContext) -> None:
+    links = bind_scheduler_links(zmq.asyncio.Context(), context.runtime_dir)
+    try:
+        await run_until_stopped(context.lifeline_fd, serve(context, links))
+    finally:
+        links.close()
+
+
+def main(context: WorkerContext) -> None:
+    """Serve until the process is to stop."""
+    uvloop.run(_run(context))
+
+
+if __name__ == "__main__":
+    run_worker("scheduler", main)
