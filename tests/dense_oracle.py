@@ -1,0 +1,262 @@
+"""What an engine with eviction must answer, computed without pages, blocks, batches or any code of the engine.
+
+`dense_generate` keeps dense keys and values per layer and KV head, and decodes greedily one token at a time with a
+forward pass of its own over the weights of a transformers model (Llama, Qwen2, Qwen3). The scoring formulas are written
+once more here, head by head, so that a mistake in the engine's has nothing to agree with.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from zipage.config import ScoringOptions
+
+
+@dataclass
+class OracleResult:
+    """Generated tokens, and of each compression and each layer the positions that survived, `[Hkv, keep]` int64."""
+
+    tokens: list[int]
+    kept_positions: list[list[torch.Tensor]]
+
+
+@dataclass
+class DenseLayer:
+    """One layer's entries in buffers of `[Hkv, capacity, ...]` of which the first `length` count.
+
+    `scores` are those of the entries that survived the last compression, `[Hkv, survivors]`; `queries` all of the
+    interval's, each `[t, Hq, d]`.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    positions: torch.Tensor
+    scores: torch.Tensor
+    queries: list[torch.Tensor] = field(default_factory=list)
+    length: int = 0
+
+
+@dataclass
+class Evictor:
+    """When and what to evict. `interval_start` is the position of the first query since the last compression."""
+
+    scoring: ScoringOptions
+    block_size: int
+    max_blocks: int
+    prompt_length: int
+    interval_start: int = 0
+
+    def is_due(self, length: int) -> bool:
+        return self.max_blocks > 0 and length % self.block_size == 0 and length >= self.max_blocks * self.block_size
+
+    def compress(self, layers: list[DenseLayer], next_position: int) -> list[torch.Tensor]:
+        kept_positions = [self._compress_layer(layer) for layer in layers]
+        self.interval_start = next_position
+        return kept_positions
+
+    def _compress_layer(self, layer: DenseLayer) -> torch.Tensor:
+        keep = (self.max_blocks - 1) * self.block_size
+        queries = torch.cat(layer.queries)
+        survivors = layer.scores.shape[1]
+        observed = observed_indices(self.scoring, len(queries), self.interval_start, self.prompt_length)
+        positions = layer.positions[:, : layer.length]
+        kept, scores = choose_survivors(
+            layer.keys[:, : layer.length],
+            queries[observed],
+            [survivors + index for index in observed],
+            layer.scores,
+            self.scoring,
+            self.block_size,
+            keep,
+            [int((row < self.prompt_length).sum()) if self.scoring.pin_prompt else 0 for row in positions],
+        )
+        for head, indices in enumerate(kept):
+            for buffer in (layer.keys, layer.values, layer.positions):
+                buffer[head, :keep] = buffer[head, indices].clone()
+        layer.scores = scores
+        layer.queries, layer.length = [], keep
+        return layer.positions[:, :keep].clone()
+
+
+def observed_indices(scoring: ScoringOptions, count: int, interval_start: int, prompt_length: int) -> list[int]:
+    """Which of the interval's `count` queries are observed, as interval indices."""
+    if scoring.observe == "all":
+        return [i for i in range(count) if interval_start + i >= prompt_length - scoring.window]
+    if scoring.observe == "last":
+        return list(range(count))[-scoring.window :]
+    stride = 1
+    while len(range(0, count, stride)) > scoring.window:
+        stride *= 2
+    return list(range(0, count, stride))
+
+
+def choose_survivors(
+    keys: torch.Tensor,
+    queries: torch.Tensor,
+    query_indices: list[int],
+    old_scores: torch.Tensor,
+    scoring: ScoringOptions,
+    block_size: int,
+    keep: int,
+    num_pinned: list[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Survivors `[Hkv, keep]` of one layer and their scores, from keys `[Hkv, n, d]` and queries `[m, Hq, d]`.
+
+    `query_indices[i]` is the last entry that query `i` sees; `old_scores` is `[Hkv, survivors]`; `num_pinned` is per
+    head.
+    """
+    group = queries.shape[1] // keys.shape[0]
+    kept, scores = [], []
+    for head in range(keys.shape[0]):
+        score = attention_score(queries[:, head * group : (head + 1) * group], query_indices, keys[head])
+        survivors = old_scores.shape[1]
+        score = torch.cat([torch.max(score[:survivors], scoring.decay * old_scores[head]), score[survivors:]])
+        final = score
+        if scoring.pooling == "always" or (scoring.pooling == "first" and survivors == 0):
+            final = F.pad(score, (2, 2), value=-1.0).unfold(0, 5, 1).max(dim=1).values
+        if scoring.redundancy != "off":
+            span = len(score) if scoring.redundancy == "full" else block_size
+            final = scoring.attention_weight * final - (1 - scoring.attention_weight) * redundancy(
+                keys[head], span, scoring.similarity_threshold, scoring.redundancy_temperature
+            )
+        indices = best_entries(final.tolist(), keep, scoring.sinks, scoring.recent_entries(keep), num_pinned[head])
+        kept.append(torch.tensor(indices))
+        scores.append(score[indices])
+    return torch.stack(kept), torch.stack(scores)
+
+
+def attention_score(queries: torch.Tensor, query_indices: list[int], keys: torch.Tensor) -> torch.Tensor:
+    """Mean over the queries `[m, group, d]` of the largest attention within the group, `[n]`; keys are `[n, d]`."""
+    visible = torch.arange(len(keys)) <= torch.tensor(query_indices)[:, None, None]
+    logits = torch.einsum("mgd,nd->mgn", queries, keys) / keys.shape[-1] ** 0.5
+    attention = torch.where(visible, logits, -torch.inf).softmax(dim=2)
+    return attention.max(dim=1).values.mean(dim=0)
+
+
+def redundancy(keys: torch.Tensor, span: int, tau: float, temperature: float) -> torch.Tensor:
+    """How much each of the keys `[n, d]` repeats others among its `span` neighbours, `[n]`, summing to 1.
+
+    Each key spares, of those more similar to it than tau, the most recent.
+    """
+    means = []
+    for part in keys.split(span):
+        unit = part / part.norm(dim=1, keepdim=True)
+        cosine = unit @ unit.T
+        for judge, row in enumerate(cosine):
+            row[judge] = 0.0
+            similar = [j for j in (row > tau).nonzero()[:, 0].tolist() if j != judge]
+            if similar:
+                row[similar[-1]] = 0.0
+        means.append(cosine.mean(dim=0))
+    return (torch.cat(means) / temperature).softmax(dim=0)
+
+
+def best_entries(final: list[float], keep: int, sinks: int, recent: int, num_pinned: int) -> list[int]:
+    """Indices of the `keep` entries that stay, ascending."""
+
+    def rank(index: int) -> tuple[bool, bool, float, int]:
+        always = index < sinks or index >= len(final) - recent
+        return always, index < num_pinned, final[index], index
+
+    return sorted(sorted(range(len(final)), key=rank)[len(final) - keep :])
+
+
+@torch.inference_mode()
+def dense_generate(
+    model: torch.nn.Module,
+    prompt_ids: list[int],
+    max_new_tokens: int,
+    scoring: ScoringOptions | None = None,
+    block_size: int = 16,
+    kv_budget: int = 0,
+    eos_ids: tuple[int, ...] = (),
+) -> OracleResult:
+    """Decode greedily under eviction.
+
+    A request is compressed when prefill is over, its entries fill whole blocks, and these are at least
+    `ceil(kv_budget / block_size)`; not once its last token is known.
+
+    Args:
+        model: a causal language model of transformers (Llama, Qwen2 or Qwen3) in float32.
+        prompt_ids: the prompt, not empty.
+        max_new_tokens: at least 1.
+        scoring: how survivors are chosen; `None` is the default.
+        block_size: entries per block.
+        kv_budget: in tokens; 0 never compresses.
+        eos_ids: end the answer, and are part of it.
+    """
+    evictor = Evictor(scoring or ScoringOptions(), block_size, -(-kv_budget // block_size), len(prompt_ids))
+    layers = [_empty_layer(model.config, len(prompt_ids) + max_new_tokens) for _ in model.model.layers]
+    result = OracleResult(tokens=[], kept_positions=[])
+    inputs, position = prompt_ids, 0
+    while True:
+        logits = _forward(model, layers, inputs, position)
+        position += len(inputs)
+        inputs = [int(logits.argmax())]
+        result.tokens += inputs
+        if len(result.tokens) == max_new_tokens or inputs[0] in eos_ids:
+            return result
+        if evictor.is_due(layers[0].length):
+            result.kept_positions.append(evictor.compress(layers, position))
+
+
+def _empty_layer(config: object, capacity: int) -> DenseLayer:
+    heads = config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return DenseLayer(
+        keys=torch.empty(heads, capacity, head_dim),
+        values=torch.empty(heads, capacity, head_dim),
+        positions=torch.empty(heads, capacity, dtype=torch.int64),
+        scores=torch.empty(heads, 0),
+    )
+
+
+def _forward(model: torch.nn.Module, layers: list[DenseLayer], token_ids: list[int], position: int) -> torch.Tensor:
+    """Append the tokens, the first of them at `position`, and return the logits of the last one, `[vocabulary]`."""
+    hidden = model.model.embed_tokens(torch.tensor(token_ids))
+    positions = torch.arange(position, position + len(token_ids))
+    cosine, sine = (table[0] for table in model.model.rotary_emb(hidden[None], positions[None]))
+    for block, layer in zip(model.model.layers, layers, strict=True):
+        normed = block.input_layernorm(hidden)
+        query, key, value = _project(block.self_attn, normed, layer.keys.shape[2])
+        query, key = _rotate(query, cosine, sine), _rotate(key, cosine, sine)
+        hidden = hidden + block.self_attn.o_proj(_attend(layer, query, key, value, positions))
+        hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
+    return model.lm_head(model.model.norm(hidden[-1]))
+
+
+def _project(attention: torch.nn.Module, hidden: torch.Tensor, head_dim: int) -> list[torch.Tensor]:
+    """Queries, keys and values, each `[t, heads, d]`, normalised per head where the model does so."""
+    projected = []
+    for name in "qkv":
+        heads = getattr(attention, f"{name}_proj")(hidden).unflatten(-1, (-1, head_dim))
+        norm = getattr(attention, f"{name}_norm", None)
+        projected.append(heads if norm is None else norm(heads))
+    return projected
+
+
+def _rotate(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """RoPE on `[t, heads, d]` with tables `[t, d]`, halves of d paired."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosine[:, None] + torch.cat([-second, first], dim=-1) * sine[:, None]
+
+
+def _attend(
+    layer: DenseLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """Append the entries and attend to all of them, causally among the new ones: `[t, Hq * d]`."""
+    start, end = layer.length, layer.length + len(query)
+    layer.keys[:, start:end] = key.transpose(0, 1)
+    layer.values[:, start:end] = value.transpose(0, 1)
+    layer.positions[:, start:end] = positions
+    layer.queries.append(query)
+    layer.length = end
+    output = F.scaled_dot_product_attention(
+        query.transpose(0, 1)[None],
+        layer.keys[None, :, :end],
+        layer.values[None, :, :end],
+        is_causal=len(query) > 1,
+        enable_gqa=True,
+    )[0]
+    return output.transpose(0, 1).flatten(1)

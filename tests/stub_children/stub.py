@@ -1,0 +1,142 @@
+"""A child process for the lifecycle tests: `stub.py BEHAVIOUR NAME RUNTIME_DIR`."""
+
+import asyncio
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import uvloop
+import zmq
+
+from zipage.errors import ModelError
+from zipage.links import control_address, run_until_stopped, send_to_supervisor
+from zipage.messages import Ready, Status
+from zipage.workers.process import WorkerContext, report_ready, run_worker
+
+_BEHAVIOUR, _NAME, _RUNTIME_DIR = sys.argv[1:]
+_POOL_BYTES = 4096
+
+
+def _wait_for_stop(context: WorkerContext) -> None:
+    select.select([context.lifeline_fd], [], [])
+
+
+def _status() -> Status:
+    numbers = dict.fromkeys(Status.__struct_fields__, 0)
+    return Status(**numbers | {"model": "stub", "max_model_len": 77, "integrity_errors": []})
+
+
+def _ready(context: WorkerContext) -> None:
+    report_ready(context, _status() if context.name == "scheduler" else None)
+
+
+def serve(context: WorkerContext) -> None:
+    """Do everything right."""
+    _ready(context)
+    _wait_for_stop(context)
+
+
+def serve_async(context: WorkerContext) -> None:
+    """Do everything right, in an event loop."""
+
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(0.01)
+
+    _ready(context)
+    uvloop.run(run_until_stopped(context.lifeline_fd, tick()))
+
+
+def describe(context: WorkerContext) -> None:
+    """Write what was inherited to NAME.json; the decode worker sizes the pool, the compression worker looks at it."""
+    size = None
+    if context.name == "decode":
+        os.ftruncate(context.pool_fd, _POOL_BYTES)
+    if context.name == "compression":
+        while not os.fstat(context.pool_fd).st_size and not select.select([context.lifeline_fd], [], [], 0.02)[0]:
+            pass
+        size = os.fstat(context.pool_fd).st_size
+    seen = {
+        "config": [context.config.model, context.config.scoring.window],
+        "has_pool": context.pool_fd is not None,
+        "pool_size": size,
+        "session": os.getsid(0),
+        "stdin": sys.stdin.read(),
+    }
+    (context.runtime_dir / f"{context.name}.json").write_text(json.dumps(seen))
+    serve(context)
+
+
+def silent(context: WorkerContext) -> None:
+    """Never get ready."""
+    _wait_for_stop(context)
+
+
+def stuck(context: WorkerContext) -> None:
+    """Get ready, then never look at anything again."""
+    _ready(context)
+    time.sleep(1000)
+
+
+def refuse(context: WorkerContext) -> None:
+    """Fail as a worker does that finds the user's options wrong."""
+    raise ModelError("model must be a decoder")
+
+
+def break_down(context: WorkerContext) -> None:
+    """Fail as a worker does that has a bug."""
+    raise ValueError("one thing\nand another")
+
+
+def break_down_late(context: WorkerContext) -> None:
+    """Fail once a file called `go` is in the runtime directory."""
+    _ready(context)
+    while not (context.runtime_dir / "go").exists():
+        time.sleep(0.01)
+    raise ValueError("too late")
+
+
+def garbage(context: WorkerContext) -> None:
+    """Send what is no message."""
+    with zmq.Context() as sockets, sockets.socket(zmq.PUSH) as socket:
+        socket.connect(control_address(context.runtime_dir))
+        socket.send(b"\xc1")
+    _wait_for_stop(context)
+
+
+def exit_early() -> None:
+    """End before anything is set up."""
+    print("the last line", file=sys.stderr)
+    print(flush=True)
+    os._exit(3)
+
+
+def die_early() -> None:
+    """End as the kernel ends what takes too much memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def unstoppable() -> None:
+    """Ignore every request to end, and have a child that does so too."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", _RUNTIME_DIR])
+    (Path(_RUNTIME_DIR) / "helper").write_text(str(helper.pid))
+    send_to_supervisor(Path(_RUNTIME_DIR), Ready(_NAME))
+    time.sleep(1000)
+
+
+_WORKERS = (serve, serve_async, describe, silent, stuck, refuse, break_down, break_down_late, garbage)
+_PROGRAMS = (exit_early, die_early, unstoppable)
+
+if __name__ == "__main__":
+    for program in _PROGRAMS:
+        if program.__name__ == _BEHAVIOUR:
+            program()
+    for worker in _WORKERS:
+        if worker.__name__ == _BEHAVIOUR:
+            run_worker(_NAME, worker)

@@ -1,0 +1,320 @@
+"""Messages arrive whole, in order and typed on every link; what is malformed raises inside and is answered outside."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import uvloop
+import zmq
+import zmq.asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+from process_helpers import short_temporary_directory
+
+from zipage import links
+from zipage.errors import EngineError
+from zipage.messages import (
+    Abort,
+    AbortTokens,
+    CompressionDone,
+    Failed,
+    GenerationRequest,
+    PoolOpened,
+    Ready,
+    Refused,
+    StatusQuery,
+    Step,
+    StepResult,
+    Submit,
+    TokenOutputs,
+)
+from zipage.sampling_params import SamplingParams
+
+SECONDS = 30.0
+
+
+@pytest.fixture
+def runtime_dir() -> Iterator[Path]:
+    with short_temporary_directory() as directory:
+        yield directory
+
+
+@pytest.fixture
+def lifeline() -> Iterator[tuple[int, int]]:
+    read_fd, write_fd = os.pipe()
+    yield read_fd, write_fd
+    os.close(read_fd)
+    os.close(write_fd)
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context]:
+    with zmq.Context() as sockets:
+        yield sockets
+
+
+def run(coroutine) -> None:
+    uvloop.run(asyncio.wait_for(coroutine, SECONDS))
+
+
+def step(step_id: int) -> Step:
+    return Step(step_id, released_rows=[], admissions=[], table_updates=[], work=[])
+
+
+def test_scheduler_and_sync_workers(runtime_dir: Path, context: zmq.Context, lifeline: tuple[int, int]) -> None:
+    # The workers connect, and send, before the scheduler binds.
+    decode = links.connect_decode_link(context, runtime_dir, lifeline[0])
+    compression = links.connect_compression_link(context, runtime_dir, lifeline[0])
+    decode.send(StepResult(1, [2], []))
+    compression.send(PoolOpened())
+    compression.send(CompressionDone(uid=3, num_pinned=0, seconds=0.5))
+
+    async def scheduler() -> None:
+        with zmq.asyncio.Context() as sockets:
+            ends = links.bind_scheduler_links(sockets, runtime_dir)
+            assert await ends.decode.receive() == StepResult(1, [2], [])
+            assert await ends.compression.receive() == PoolOpened()
+            assert await ends.compression.receive() == CompressionDone(uid=3, num_pinned=0, seconds=0.5)
+            await ends.decode.send(step(4))
+            assert await asyncio.to_thread(decode.receive) == step(4)
+            ends.close()
+
+    run(scheduler())
+    decode.close()
+    compression.close()
+
+
+def test_tokenizer_and_scheduler(runtime_dir: Path) -> None:
+    async def both() -> None:
+        with zmq.asyncio.Context() as sockets:
+            tokenizer = links.connect_tokenizer_link(sockets, runtime_dir)
+            await tokenizer.send(AbortTokens([1, 2]))
+            ends = links.bind_scheduler_links(sockets, runtime_dir)
+            assert await ends.tokenizer.receive() == AbortTokens([1, 2])
+            await ends.tokenizer.send(TokenOutputs([]))
+            assert await tokenizer.receive() == TokenOutputs([])
+            tokenizer.close()
+            ends.close()
+
+    run(both())
+
+
+def test_no_message_is_lost_however_long_the_receiver_is_busy(
+    runtime_dir: Path, context: zmq.Context, lifeline: tuple[int, int]
+) -> None:
+    count = 20_000
+    decode = links.connect_decode_link(context, runtime_dir, lifeline[0])
+
+    async def scheduler() -> None:
+        with zmq.asyncio.Context() as sockets:
+            ends = links.bind_scheduler_links(sockets, runtime_dir)
+            for step_id in range(count):
+                await ends.decode.send(step(step_id))
+            for step_id in range(count):
+                assert decode.receive(SECONDS) == step(step_id)
+                decode.send(StepResult(step_id, [], []))
+            for step_id in range(count):
+                assert await ends.decode.receive() == StepResult(step_id, [], [])
+            ends.close()
+
+    run(scheduler())
+    decode.close()
+
+
+def test_receive_without_a_message_ends_at_its_timeout(
+    runtime_dir: Path, context: zmq.Context, lifeline: tuple[int, int]
+) -> None:
+    decode = links.connect_decode_link(context, runtime_dir, lifeline[0])
+    assert decode.receive(0) is None
+    assert decode.receive(0.01) is None
+    decode.close()
+
+
+def test_receive_raises_once_the_process_is_to_stop(
+    runtime_dir: Path, context: zmq.Context, lifeline: tuple[int, int]
+) -> None:
+    compression = links.connect_compression_link(context, runtime_dir, lifeline[0])
+    os.write(lifeline[1], b"\0")
+    for _ in range(2):
+        with pytest.raises(links.Stopped):
+            compression.receive()
+    compression.close()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b"\xc1", b"\x81\xa4type\xa2\xff\xfe", msgspec.msgpack.encode({"type": "PoolOpened"}), b"\x91" * 100_000],
+)
+def test_malformed_frame_on_an_internal_link(
+    frame: bytes, runtime_dir: Path, context: zmq.Context, lifeline: tuple[int, int]
+) -> None:
+    decode = links.connect_decode_link(context, runtime_dir, lifeline[0])
+    with context.socket(zmq.PAIR) as scheduler:
+        scheduler.bind(f"ipc://{runtime_dir}/decode")
+        scheduler.send(frame)
+        with pytest.raises(EngineError, match="malformed message on the scheduler link: "):
+            decode.receive(SECONDS)
+    decode.close()
+
+
+def test_malformed_frame_on_an_event_loops_link(runtime_dir: Path, context: zmq.Context) -> None:
+    async def scheduler() -> None:
+        with zmq.asyncio.Context() as sockets, context.socket(zmq.PAIR) as worker:
+            worker.connect(f"ipc://{runtime_dir}/compression")
+            ends = links.bind_scheduler_links(sockets, runtime_dir)
+            worker.send(b"\xc1")
+            with pytest.raises(EngineError, match="malformed message on the compression link: "):
+                await ends.compression.receive()
+            ends.close()
+
+    run(scheduler())
+
+
+def test_control_link(runtime_dir: Path, context: zmq.Context) -> None:
+    control = links.ControlReceiver(context, runtime_dir)
+    assert control.receive(0) is None
+    links.send_to_supervisor(runtime_dir, Ready("decode"))
+    links.send_to_supervisor(runtime_dir, Failed("scheduler", "why"))
+    messages = [control.receive(SECONDS), control.receive(SECONDS)]
+    assert Ready("decode") in messages
+    assert Failed("scheduler", "why") in messages
+    control.close()
+
+
+def test_clients_are_answered_by_identity(runtime_dir: Path) -> None:
+    async def exchange() -> None:
+        with zmq.asyncio.Context() as sockets:
+            router = links.ClientRouter(sockets, runtime_dir)
+            first, second = (sockets.socket(zmq.DEALER) for _ in range(2))
+            for client, request_id in ((first, "a"), (second, "b")):
+                client.connect(links.client_address(runtime_dir))
+                await client.send(msgspec.msgpack.encode(Abort([request_id])))
+            for _ in range(2):
+                identity, message = await router.receive()
+                assert isinstance(message, Abort)
+                assert await router.send(identity, Refused(message.request_ids[0], "no"))
+            for client, request_id in ((first, "a"), (second, "b")):
+                assert msgspec.msgpack.decode(await client.recv(), type=Refused) == Refused(request_id, "no")
+                client.close()
+            router.close()
+
+    run(exchange())
+
+
+def test_client_that_has_gone(runtime_dir: Path) -> None:
+    async def exchange() -> None:
+        with zmq.asyncio.Context() as sockets:
+            router = links.ClientRouter(sockets, runtime_dir)
+            client = sockets.socket(zmq.DEALER)
+            client.connect(links.client_address(runtime_dir))
+            await client.send(msgspec.msgpack.encode(StatusQuery()))
+            identity, _ = await router.receive()
+            client.close()
+            # Until the disconnection is noticed, messages go to where the client was.
+            while await router.send(identity, Refused("a", "no")):
+                await asyncio.sleep(0.01)
+            router.close()
+
+    run(exchange())
+
+
+@pytest.mark.parametrize("frames", [[b"", b"x"], [b"a", b"b", b"c"], [b"\xc1"]])
+def test_malformed_client_frames_leave_the_router_working(frames: list[bytes], runtime_dir: Path) -> None:
+    async def exchange() -> None:
+        with zmq.asyncio.Context() as sockets:
+            router = links.ClientRouter(sockets, runtime_dir)
+            client = sockets.socket(zmq.DEALER)
+            client.connect(links.client_address(runtime_dir))
+            await client.send_multipart(frames)
+            await client.send(msgspec.msgpack.encode(StatusQuery(3)))
+            _, unreadable = await router.receive()
+            assert isinstance(unreadable, links.UnreadableMessage)
+            _, message = await router.receive()
+            assert message == StatusQuery(3)
+            client.close()
+            router.close()
+
+    run(exchange())
+
+
+def test_client_message_is_decoded() -> None:
+    message = Submit([GenerationRequest(request_id="a", prompt="b", sampling=SamplingParams(n=2))])
+    assert links.decode_client_message(msgspec.msgpack.encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "message, reason, field, request_ids",
+    [
+        (
+            {"type": "Submit", "requests": [{"request_id": "a"}, {"request_id": "b", "sampling": {"n": 0}}]},
+            "n must be in [1, 128], not 0",
+            "n",
+            ["a", "b"],
+        ),
+        (
+            {"type": "Submit", "requests": [{"request_id": "a", "extra": 1}]},
+            "Object contains unknown field `extra` - at `$.requests[0]`",
+            None,
+            ["a"],
+        ),
+        (
+            {"type": "Submit", "requests": [{"request_id": 1}]},
+            "Expected `str`, got `int` - at `$.requests[0].request_id`",
+            None,
+            [],
+        ),
+        ({"type": "Stop"}, "Invalid value 'Stop' - at `$.type`", None, []),
+        ([1], "Expected `object`, got `array`", None, []),
+    ],
+)
+def test_unreadable_client_message(message: object, reason: str, field: str | None, request_ids: list[str]) -> None:
+    decoded = links.decode_client_message(msgspec.msgpack.encode(message))
+    assert decoded == links.UnreadableMessage(reason, field, request_ids)
+
+
+@given(st.binary(max_size=64) | st.binary(max_size=64).map(lambda tail: b"\x82\xa4type\xa6Submit\xa8requests" + tail))
+def test_client_bytes_never_raise(frame: bytes) -> None:
+    links.decode_client_message(frame)
+
+
+def test_client_message_nested_without_end() -> None:
+    decoded = links.decode_client_message(b"\x82\xa4type\xa6Submit\xa8requests\x91\x81\xa8messages" + b"\x91" * 100_000)
+    assert isinstance(decoded, links.UnreadableMessage)
+
+
+def test_run_until_stopped_cancels_the_coroutines(lifeline: tuple[int, int]) -> None:
+    cancelled: list[int] = []
+
+    async def endless(number: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append(number)
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(os.write, lifeline[1], b"\0")
+        await links.run_until_stopped(lifeline[0], endless(1), endless(2))
+
+    run(main())
+    assert sorted(cancelled) == [1, 2]
+
+
+def test_run_until_stopped_raises_what_a_coroutine_raised(lifeline: tuple[int, int]) -> None:
+    cancelled: list[bool] = []
+
+    async def endless() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append(True)
+
+    async def broken() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("why")
+
+    with pytest.raises(ValueError, match="why"):
+        run(links.run_until_stopped(lifeline[0], endless(), broken()))
+    assert cancelled == [True]

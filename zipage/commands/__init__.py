@@ -1,0 +1,1 @@
+"""The commands of `zipage` on the command line."""

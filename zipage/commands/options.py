@@ -1,0 +1,109 @@
+"""The options that `zipage run` and `zipage serve` take, named like the fields they set.
+
+An option that is not given is left to `EngineConfig` or `SamplingParams`. These also check the values; the help texts
+here repeat their ranges.
+"""
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, TypeVar, get_args
+
+import click
+
+from zipage.config import BLOCK_SIZES, SCORING_PRESETS, Device, DType, EngineConfig, ScoringOptions
+from zipage.sampling_params import MAX_LOGPROBS, MAX_N, MAX_STOP_STRINGS, SamplingParams
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_SCORING_HELP = (
+    f"How a compression chooses what survives: {' or '.join(SCORING_PRESETS)}, and changes to its fields: "
+    f"{', '.join(ScoringOptions.__struct_fields__)}."
+)
+
+ENGINE_OPTIONS = (
+    click.option("--revision", help="Branch, tag or commit of a hub id."),
+    click.option("--max-model-len", type=int, help="Most tokens of one sequence, 2 or more [the model's own limit]."),
+    click.option("--max-num-seqs", type=int, help="Most requests that run at once, 1 to 65536 [256]."),
+    click.option("--max-num-batched-tokens", type=int, help="Most tokens computed in one step, 1 or more [2048]."),
+    click.option("--dtype", type=click.Choice(get_args(DType)), help="Of weights and KV cache [auto]."),
+    click.option("--device", type=click.Choice(get_args(Device)), help="Where the model runs [auto]."),
+    click.option("--seed", type=int, help="Fixes all sampling, 0 to 2**63-1 [0]."),
+    click.option(
+        "--kv-budget",
+        type=int,
+        help="Most KV entries that a request keeps, in tokens, rounded up to whole blocks; 0 or more than one block, "
+        "0 is no limit [0].",
+    ),
+    click.option("--block-size", type=int, help=f"Tokens per KV block: {', '.join(map(str, BLOCK_SIZES))} [16]."),
+    click.option(
+        "--kv-cache-gb", type=float, help="Memory for the KV cache in GiB, 1e-6 or more [chosen from free memory]."
+    ),
+    click.option("--scoring", metavar="PRESET[,FIELD=VALUE...]", help=_SCORING_HELP),
+    click.option("--ready-timeout", type=float, help="Seconds until the engine must be ready, 0.1 or more [300]."),
+    click.option("--threads", type=int, help="CPU threads of the decode worker, 0 to 4096; 0 is one per core [0]."),
+)
+
+SAMPLING_OPTIONS = (
+    click.option("--n", type=int, help=f"Completions per prompt, 1 to {MAX_N} [1]."),
+    click.option("--temperature", type=float, help="0 or more; 0 is greedy [the model's]."),
+    click.option("--top-k", type=int, help="Sample among the k likeliest tokens, 0 or more; 0 is off [the model's]."),
+    click.option(
+        "--top-p", type=float, help="Sample among the likeliest tokens of this total, in (0, 1] [the model's]."
+    ),
+    click.option(
+        "--min-p", type=float, help="Drop tokens this much less likely than the best, in [0, 1] [the model's]."
+    ),
+    click.option("--repetition-penalty", type=float, help="Of tokens seen before, above 0; 1 is off [the model's]."),
+    click.option("--presence-penalty", type=float, help="Of tokens in the output, in [-2, 2] [0]."),
+    click.option("--frequency-penalty", type=float, help="Of tokens in the output, per occurrence, in [-2, 2] [0]."),
+    click.option(
+        "--stop",
+        multiple=True,
+        help=f"A string that ends the output, not empty; may be given {MAX_STOP_STRINGS} times.",
+    ),
+    click.option(
+        "--stop-token-id",
+        "stop_token_ids",
+        type=int,
+        multiple=True,
+        help="A token id that ends the output, 0 or more; may be given several times.",
+    ),
+    click.option("--max-tokens", type=int, help="Most output tokens, 1 or more [as many as the model allows]."),
+    click.option("--min-tokens", type=int, help="Fewest output tokens, 0 to max_tokens [0]."),
+    click.option("--ignore-eos", is_flag=True, default=None, help="Go on after the model's end-of-sequence token."),
+    click.option(
+        "--logprobs",
+        type=int,
+        help=f"With --input: also the log-probabilities of this many likeliest tokens, 0 to {MAX_LOGPROBS}.",
+    ),
+    click.option("--include-stop", is_flag=True, default=None, help="Leave the stop string in the text."),
+    click.option(
+        "--skip-special-tokens/--no-skip-special-tokens",
+        default=None,
+        help="Leave special tokens out of the text [on].",
+    ),
+)
+
+
+def add_options(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    """A decorator that gives a command these options, in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def engine_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `EngineConfig` but `model` among a command's option values, where they were given."""
+    return _given(values, set(EngineConfig.__struct_fields__) - {"model"})
+
+
+def sampling_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `SamplingParams` but `seed` (`--seed` is the engine's) among option values that were given."""
+    return _given(values, set(SamplingParams.__struct_fields__) - {"seed"})
+
+
+def _given(values: Mapping[str, Any], names: Set[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in names and value is not None and value != ()}

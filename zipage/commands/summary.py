@@ -1,0 +1,98 @@
+"""What `zipage run` reports on stderr: the engine before the work, measurements after it."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from zipage.config import EngineConfig
+from zipage.messages import RequestMetrics, Status
+from zipage.results import time_per_output_token, time_to_first_token
+
+
+def describe_engine(name: str, config: EngineConfig, status: Status) -> str:
+    """What to know of the model, the pool and the KV budget of an engine that is ready."""
+    tokens = status.blocks_total * status.block_size
+    lines = [
+        f"model {name}, at most {status.max_model_len} tokens a sequence, {config.max_num_seqs} sequences at once",
+        f"KV cache of {tokens} tokens ({status.blocks_total} blocks of {status.block_size})",
+    ]
+    if config.kv_budget:
+        lines.append(f"KV budget {describe_budget(config)}")
+    return "\n".join(lines)
+
+
+def describe_budget(config: EngineConfig) -> str:
+    """The budget as asked for and as rounded up to whole blocks."""
+    if not config.kv_budget:
+        return "off"
+    blocks = f"({config.max_blocks_per_request} blocks of {config.block_size})"
+    if config.effective_kv_budget == config.kv_budget:
+        return f"{config.kv_budget} tokens {blocks}"
+    return f"{config.kv_budget} -> {config.effective_kv_budget} tokens {blocks}"
+
+
+class Summary:
+    """Measurements of the requests of one run."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._requests = 0
+        self._output_tokens = 0
+        self._compressions = 0
+        self._preemptions = 0
+        self._first_token_seconds: list[float] = []
+        self._token_seconds: list[float] = []
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Inside this context the engine works; speed is output tokens over this time."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds += time.monotonic() - started
+
+    def add(self, completions: Iterable[RequestMetrics | None]) -> None:
+        """Count one finished request by the metrics of its completions."""
+        self._requests += 1
+        for metrics in completions:
+            if metrics is not None:
+                self._add_completion(metrics)
+
+    def _add_completion(self, metrics: RequestMetrics) -> None:
+        self._output_tokens += metrics.output_tokens
+        self._compressions += metrics.compressions
+        self._preemptions += metrics.preemptions
+        ttft, tpot = time_to_first_token(metrics), time_per_output_token(metrics)
+        if ttft is not None:
+            self._first_token_seconds.append(ttft)
+        if tpot is not None:
+            self._token_seconds.append(tpot)
+
+    def report(self, config: EngineConfig, status: Status) -> str:
+        """The report, in three lines; `status` is the engine's after the work."""
+        speed = self._output_tokens / self._seconds if self._seconds else 0.0
+        peak = f"{100 * status.blocks_peak / status.blocks_total:.0f}%"
+        lines = [
+            f"{self._requests} requests, {self._output_tokens} output tokens in {self._seconds:.1f} s: "
+            f"{speed:.1f} tokens/s",
+            f"TTFT {describe_times(self._first_token_seconds)}; TPOT {describe_times(self._token_seconds)}",
+            f"{self._compressions} compressions, {self._preemptions} preemptions, peak pool use {peak} "
+            f"({status.blocks_peak} of {status.blocks_total} blocks), KV budget {describe_budget(config)}",
+        ]
+        return "\n".join(lines)
+
+
+def describe_times(seconds: Sequence[float]) -> str:
+    """Mean, median and 99th percentile in milliseconds."""
+    if not seconds:
+        return "not measured"
+    mean = 1000 * sum(seconds) / len(seconds)
+    middle, high = 1000 * percentile(seconds, 50), 1000 * percentile(seconds, 99)
+    return f"mean {mean:.1f} ms, p50 {middle:.1f} ms, p99 {high:.1f} ms"
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The nearest-rank percentile: the smallest value that at least `percent` % of the values do not exceed."""
+    return sorted(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)]

@@ -1,0 +1,131 @@
+"""One compression job from start to end: in every layer score the entries, select, move the survivors together."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zipage.config import ScoringOptions
+from zipage.errors import EngineError
+from zipage.eviction.query_rows import observed_queries
+from zipage.eviction.scoring import AccumulatedAttention, RecordedQueries, score_layer
+from zipage.eviction.selection import entry_tiers, pinned_after
+from zipage.execution.pool import KVPool
+from zipage.kernels.reference import compact, gather_entries, place_entries, select_entries
+from zipage.messages import CompressionJob
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a job kept.
+
+    Attributes:
+        kept: `[L, Hkv, keep]` int64, ascending indices of the survivors among the entries that were resident.
+        num_pinned: leading survivors that are the prompt's, where the prompt is pinned.
+    """
+
+    kept: Tensor
+    num_pinned: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The parts of a job that are the same in every layer, as tensors on the pool's device.
+
+    `query_rows` and `query_indices` are those of `observed_queries`, indices among resident entries.
+    """
+
+    job: CompressionJob
+    scoring: ScoringOptions
+    table: Tensor
+    targets: Tensor
+    tiers: Tensor
+    query_rows: Tensor
+    query_indices: Tensor
+
+
+def run_job(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> JobResult:
+    """Compress one request: keep the best `job.keep` entries of every layer and KV head in `job.target_blocks`.
+
+    Writes keys, values and scores of the survivors there, and zero to the targets' accumulated attention.
+
+    Args:
+        job: the request's blocks and counts.
+        pool: read at `job.block_table` and `job.query_slot`, written at `job.target_blocks`.
+        scoring: how survivors are chosen.
+
+    Raises:
+        EngineError: the job contradicts itself or the scoring options.
+    """
+    _check(job, pool.geometry.block_size, scoring)
+    plan = _plan(job, pool, scoring)
+    kept = torch.stack([_compress_layer(plan, pool, layer) for layer in range(pool.geometry.num_layers)])
+    return JobResult(kept, pinned_after(plan.tiers, _num_pinned(job, scoring), job.keep))
+
+
+def _check(job: CompressionJob, block_size: int, scoring: ScoringOptions) -> None:
+    if job.keep > min(len(job.target_blocks) * block_size, job.num_entries):
+        raise EngineError(
+            f"compression of request {job.uid} cannot keep {job.keep} of {job.num_entries} entries in "
+            f"{len(job.target_blocks)} target blocks of {block_size}"
+        )
+    if job.num_entries > len(job.block_table) * block_size:
+        raise EngineError(
+            f"compression of request {job.uid} names {job.num_entries} entries in {len(job.block_table)} blocks of "
+            f"{block_size}"
+        )
+    recent = scoring.recent_entries(job.keep)
+    if scoring.sinks + recent > job.keep:
+        raise EngineError(
+            f"compression of request {job.uid} keeps {job.keep} entries, fewer than the {scoring.sinks} of "
+            f"scoring.sinks and the {recent} of scoring.recent together"
+        )
+    num_observed = job.num_observed if scoring.observe == "all" else job.num_entries - job.num_survivors
+    if num_observed < 1:
+        raise EngineError(f"compression of request {job.uid} has no observed queries")
+
+
+def _plan(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> _Plan:
+    device = pool.keys.device
+    recorded = observed_queries(scoring.observe, scoring.window, job.num_entries - job.num_survivors)
+    recent = scoring.recent_entries(job.keep)
+    return _Plan(
+        job=job,
+        scoring=scoring,
+        table=torch.tensor(job.block_table, device=device),
+        targets=torch.tensor(job.target_blocks, device=device),
+        tiers=entry_tiers(job.num_entries, scoring.sinks, recent, _num_pinned(job, scoring), device),
+        query_rows=torch.tensor([row for _, row in recorded], dtype=torch.int64, device=device),
+        query_indices=torch.tensor(
+            [job.num_survivors + index for index, _ in recorded], dtype=torch.int64, device=device
+        ),
+    )
+
+
+def _num_pinned(job: CompressionJob, scoring: ScoringOptions) -> int:
+    return job.num_pinned if scoring.pin_prompt else 0
+
+
+def _compress_layer(plan: _Plan, pool: KVPool, layer: int) -> Tensor:
+    """Compress one layer and return its kept indices, `[Hkv, keep]`."""
+    job, table, targets = plan.job, plan.table, plan.targets
+    keys = gather_entries(pool.keys[layer], table, job.num_entries)
+    old_scores = gather_entries(pool.scores[layer], table, job.num_survivors)
+    observation = _observation(plan, pool, layer)
+    scores = score_layer(keys, observation, old_scores, plan.scoring, pool.geometry.block_size)
+    kept = select_entries(scores.final, job.keep, plan.tiers)
+    compact(pool.keys[layer], table, targets, kept)
+    compact(pool.values[layer], table, targets, kept)
+    place_entries(pool.scores[layer], targets, scores.cached.gather(1, kept))
+    if pool.observed is not None:
+        pool.observed[layer, targets] = 0.0
+    return kept
+
+
+def _observation(plan: _Plan, pool: KVPool, layer: int) -> RecordedQueries | AccumulatedAttention:
+    job = plan.job
+    if plan.scoring.observe != "all":
+        return RecordedQueries(pool.queries[layer, job.query_slot, plan.query_rows], plan.query_indices)
+    if pool.observed is None:
+        raise EngineError("scoring.observe is all, and the KV pool accumulates no attention")
+    return AccumulatedAttention(gather_entries(pool.observed[layer], plan.table, job.num_entries), job.num_observed)

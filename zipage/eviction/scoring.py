@@ -1,0 +1,95 @@
+"""How much each resident entry of one layer is worth: steps 1 to 5 of the method (docs/architecture.md)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from zipage.config import ScoringOptions
+from zipage.kernels.reference import (
+    combine,
+    global_score,
+    pool_score,
+    redundancy_full,
+    redundancy_lightning,
+    window_attention_score,
+)
+
+
+@dataclass(frozen=True)
+class RecordedQueries:
+    """The observed queries of one layer.
+
+    Attributes:
+        queries: `[m, Hq, d]`.
+        indices: `[m]` int64, the resident index of each query's own entry.
+    """
+
+    queries: Tensor
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class AccumulatedAttention:
+    """What decode attention has added up in one layer.
+
+    Attributes:
+        total: `[Hkv, n]` float32, over the observed queries, of the largest probability within a head group.
+        num_queries: how many queries were observed.
+    """
+
+    total: Tensor
+    num_queries: int
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """Scores of one layer's entries, both `[Hkv, n]` float32.
+
+    Attributes:
+        cached: S of step 2, what survivors carry to the next compression.
+        final: F of step 5, what selection ranks by.
+    """
+
+    cached: Tensor
+    final: Tensor
+
+
+def score_layer(
+    keys: Tensor,
+    observation: RecordedQueries | AccumulatedAttention,
+    old_scores: Tensor,
+    scoring: ScoringOptions,
+    block_size: int,
+) -> LayerScores:
+    """Score the `n` resident entries of one layer.
+
+    Args:
+        keys: `[Hkv, n, d]`.
+        observation: what the interval's queries attended to.
+        old_scores: `[Hkv, num_survivors]` float32, cached by the last compression; none at the first one.
+        scoring: which terms, with which constants.
+        block_size: entries that lightning redundancy compares with each other.
+    """
+    cached = _attention_score(keys, observation)
+    num_survivors = old_scores.shape[1]
+    cached[:, :num_survivors] = global_score(cached[:, :num_survivors], old_scores, scoring.decay)
+    is_pooled = scoring.pooling == "always" or (scoring.pooling == "first" and num_survivors == 0)
+    score = pool_score(cached) if is_pooled else cached
+    if scoring.redundancy == "off":
+        return LayerScores(cached, score)
+    redundancy = _redundancy(keys, scoring, block_size)
+    return LayerScores(cached, combine(score, redundancy, scoring.attention_weight))
+
+
+def _attention_score(keys: Tensor, observation: RecordedQueries | AccumulatedAttention) -> Tensor:
+    if isinstance(observation, AccumulatedAttention):
+        return observation.total / observation.num_queries
+    scale = keys.shape[-1] ** -0.5
+    return window_attention_score(observation.queries, observation.indices, keys, scale)
+
+
+def _redundancy(keys: Tensor, scoring: ScoringOptions, block_size: int) -> Tensor:
+    threshold, temperature = scoring.similarity_threshold, scoring.redundancy_temperature
+    if scoring.redundancy == "full":
+        return redundancy_full(keys, threshold, temperature)
+    return redundancy_lightning(keys, block_size, threshold, temperature)

@@ -1,0 +1,336 @@
+"""The sockets between zipage's processes: their addresses, who binds them, and which union travels in each direction.
+
+Every link is an `ipc://` socket inside the supervisor's runtime directory. Links between two processes are PAIR
+sockets, the control link is PUSH/PULL, clients use DEALER/ROUTER. No queue has a limit, so nothing that was accepted is
+lost while both ends live; no socket lingers when it is closed. The scheduler binds its three links, the tokenizer binds
+the client link, the supervisor binds the control link; the other ends connect, in any order.
+
+docs/protocol.md describes the messages themselves.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from zipage.errors import EngineError, InvalidRequestError, ZipageError
+from zipage.messages import (
+    ChildMessage,
+    ClientMessage,
+    CompressionCommand,
+    CompressionWorkerMessage,
+    DecodeCommand,
+    DecodeWorkerMessage,
+    EngineMessage,
+    SchedulerMessage,
+    TokenizerMessage,
+)
+
+Incoming = TypeVar("Incoming")
+Outgoing = TypeVar("Outgoing")
+
+# How long a message to the supervisor may take to leave; a watchdog ends senders whose supervisor is gone before that.
+_CONTROL_LINGER_MS = 10_000
+
+# What decoding bytes from outside can raise: msgspec's own errors and invalid UTF-8 are ValueErrors, nesting without
+# end is a RecursionError, and the checks of SamplingParams are ZipageErrors.
+_DECODE_ERRORS = (ValueError, RecursionError, ZipageError)
+
+
+class Stopped(Exception):  # noqa: N818 - an order to end, not an error
+    """The supervisor has asked this process to stop, or is gone."""
+
+
+def control_address(runtime_dir: Path) -> str:
+    """Address of the PULL socket on which the supervisor hears from its children."""
+    return _address(runtime_dir, "control")
+
+
+def client_address(runtime_dir: Path) -> str:
+    """Address of the ROUTER socket on which the tokenizer hears from clients."""
+    return _address(runtime_dir, "clients")
+
+
+class Link(Generic[Incoming, Outgoing]):
+    """A worker's end of its link to the scheduler, for a process that waits in plain calls.
+
+    Not thread-safe: one thread sends and receives.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], incoming: Any, name: str, lifeline_fd: int) -> None:
+        self._socket = socket
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(incoming)
+        self._name = name
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(lifeline_fd, zmq.POLLIN)
+        self._lifeline_fd = lifeline_fd
+
+    def send(self, message: Outgoing) -> None:
+        """Queue a message; returns at once."""
+        self._socket.send(self._encoder.encode(message))
+
+    def receive(self, timeout: float | None = None) -> Incoming | None:
+        """Wait up to `timeout` seconds, without end by default, for the next message; None where none came.
+
+        Raises:
+            Stopped: this process is to end; messages that still wait are not delivered.
+            EngineError: the frame is no message of this link.
+        """
+        events = dict(self._poller.poll(None if timeout is None else int(1000 * timeout)))
+        if self._lifeline_fd in events:
+            raise Stopped
+        if self._socket not in events:
+            return None
+        return _decode(self._decoder, self._socket.recv(), self._name)
+
+    def close(self) -> None:
+        """Close the socket; messages that have not left are dropped."""
+        self._socket.close()
+
+
+class AsyncLink(Generic[Incoming, Outgoing]):
+    """One end of a link between two processes, for a process that runs an event loop."""
+
+    def __init__(self, socket: zmq.asyncio.Socket, incoming: Any, name: str) -> None:
+        self._socket = socket
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(incoming)
+        self._name = name
+
+    async def send(self, message: Outgoing) -> None:
+        """Queue a message; waits only until the other end has connected for the first time."""
+        await self._socket.send(self._encoder.encode(message))
+
+    async def receive(self) -> Incoming:
+        """Wait for the next message.
+
+        Raises:
+            EngineError: the frame is no message of this link.
+        """
+        return _decode(self._decoder, await self._socket.recv(), self._name)
+
+    def close(self) -> None:
+        """Close the socket; messages that have not left are dropped."""
+        self._socket.close()
+
+
+@dataclass(frozen=True)
+class SchedulerLinks:
+    """The scheduler's ends of its three links."""
+
+    tokenizer: AsyncLink[TokenizerMessage, SchedulerMessage]
+    decode: AsyncLink[DecodeWorkerMessage, DecodeCommand]
+    compression: AsyncLink[CompressionWorkerMessage, CompressionCommand]
+
+    def close(self) -> None:
+        """Close all three."""
+        for link in (self.tokenizer, self.decode, self.compression):
+            link.close()
+
+
+def bind_scheduler_links(context: zmq.asyncio.Context, runtime_dir: Path) -> SchedulerLinks:
+    """Bind the scheduler's ends of its links."""
+
+    def bound(name: str, incoming: Any) -> AsyncLink[Any, Any]:
+        socket = _open(context.socket(zmq.PAIR))
+        socket.bind(_address(runtime_dir, name))
+        return AsyncLink(socket, incoming, name)
+
+    return SchedulerLinks(
+        tokenizer=bound("tokenizer", TokenizerMessage),
+        decode=bound("decode", DecodeWorkerMessage),
+        compression=bound("compression", CompressionWorkerMessage),
+    )
+
+
+def connect_tokenizer_link(
+    context: zmq.asyncio.Context, runtime_dir: Path
+) -> AsyncLink[SchedulerMessage, TokenizerMessage]:
+    """Connect the tokenizer to the scheduler."""
+    socket = _open(context.socket(zmq.PAIR))
+    socket.connect(_address(runtime_dir, "tokenizer"))
+    return AsyncLink(socket, SchedulerMessage, "scheduler")
+
+
+def connect_decode_link(
+    context: zmq.Context[zmq.Socket[bytes]], runtime_dir: Path, lifeline_fd: int
+) -> Link[DecodeCommand, DecodeWorkerMessage]:
+    """Connect the decode worker to the scheduler; `lifeline_fd` is its `WorkerContext`'s."""
+    socket = _open(context.socket(zmq.PAIR))
+    socket.connect(_address(runtime_dir, "decode"))
+    return Link(socket, DecodeCommand, "scheduler", lifeline_fd)
+
+
+def connect_compression_link(
+    context: zmq.Context[zmq.Socket[bytes]], runtime_dir: Path, lifeline_fd: int
+) -> Link[CompressionCommand, CompressionWorkerMessage]:
+    """Connect the compression worker to the scheduler; `lifeline_fd` is its `WorkerContext`'s."""
+    socket = _open(context.socket(zmq.PAIR))
+    socket.connect(_address(runtime_dir, "compression"))
+    return Link(socket, CompressionCommand, "scheduler", lifeline_fd)
+
+
+@dataclass(frozen=True)
+class UnreadableMessage:
+    """What a client sent is no `ClientMessage`; nothing of it is carried out.
+
+    Attributes:
+        reason: one sentence for the client.
+        field: the offending sampling field, where it is one.
+        request_ids: ids of the requests in the message, where they can still be read; each deserves a `Refused`.
+    """
+
+    reason: str
+    field: str | None
+    request_ids: list[str]
+
+
+class ClientRouter:
+    """The tokenizer's ROUTER socket, which every client connects a DEALER to."""
+
+    def __init__(self, context: zmq.asyncio.Context, runtime_dir: Path) -> None:
+        self._socket = _open(context.socket(zmq.ROUTER))
+        # Without this a message to a client that has gone vanishes without a word.
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.bind(client_address(runtime_dir))
+        self._encoder = msgspec.msgpack.Encoder()
+
+    async def receive(self) -> tuple[bytes, ClientMessage | UnreadableMessage]:
+        """Wait for the next message of any client; gives the client's identity and what it sent."""
+        client, *frames = await self._socket.recv_multipart()
+        if len(frames) != 1:
+            return client, UnreadableMessage(f"a message must be one frame, not {len(frames)}", None, [])
+        return client, decode_client_message(frames[0])
+
+    async def send(self, client: bytes, message: EngineMessage) -> bool:
+        """Queue a message for a client; False where that client has disconnected."""
+        try:
+            await self._socket.send_multipart([client, self._encoder.encode(message)])
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the socket; messages that have not left are dropped."""
+        self._socket.close()
+
+
+class ControlReceiver:
+    """The supervisor's end of the control link."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], runtime_dir: Path) -> None:
+        self._socket = _open(context.socket(zmq.PULL))
+        self._socket.bind(control_address(runtime_dir))
+        self._decoder = msgspec.msgpack.Decoder(ChildMessage)
+
+    def receive(self, timeout: float) -> ChildMessage | None:
+        """Wait up to `timeout` seconds for the next message; None where none came.
+
+        Raises:
+            EngineError: the frame is no message of this link.
+        """
+        if not self._socket.poll(int(1000 * timeout)):
+            return None
+        return _decode(self._decoder, self._socket.recv(), "control")
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+def send_to_supervisor(runtime_dir: Path, message: ChildMessage) -> None:
+    """Send one message on the control link; returns once it has left this process."""
+    with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+        socket.setsockopt(zmq.LINGER, _CONTROL_LINGER_MS)
+        socket.connect(control_address(runtime_dir))
+        socket.send(msgspec.msgpack.encode(message))
+
+
+def decode_client_message(frame: bytes) -> ClientMessage | UnreadableMessage:
+    """Decode what a client sent; never raises, since a client must not be able to end the engine."""
+    try:
+        message: ClientMessage = msgspec.msgpack.decode(frame, type=ClientMessage)
+        return message
+    except _DECODE_ERRORS as error:
+        field = error.field if isinstance(error, InvalidRequestError) else None
+        return UnreadableMessage(str(error), field, _readable_request_ids(frame))
+
+
+async def run_until_stopped(lifeline_fd: int, *coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run coroutines side by side until this process is to stop, then cancel them.
+
+    `lifeline_fd` is the process's `WorkerContext`'s. Where a coroutine ends first, the others are cancelled, and what
+    it raised is raised here.
+    """
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    stop = asyncio.create_task(_until_readable(lifeline_fd))
+    try:
+        ended, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (stop, *tasks):
+            task.cancel()
+        await asyncio.gather(stop, *tasks, return_exceptions=True)
+    for task in tasks:
+        if task in ended:
+            task.result()
+
+
+async def _until_readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
+class _RequestId(msgspec.Struct):
+    """The one field of a request that a refusal needs."""
+
+    request_id: str
+
+
+class _RequestIds(msgspec.Struct):
+    """The shape of a `Submit`, whatever else is in it."""
+
+    requests: list[_RequestId]
+
+
+def _readable_request_ids(frame: bytes) -> list[str]:
+    try:
+        return [request.request_id for request in msgspec.msgpack.decode(frame, type=_RequestIds).requests]
+    except _DECODE_ERRORS:
+        return []
+
+
+def _address(runtime_dir: Path, name: str) -> str:
+    return f"ipc://{runtime_dir}/{name}"
+
+
+_Socket = TypeVar("_Socket", bound=zmq.Socket[Any])
+
+
+def _open(socket: _Socket) -> _Socket:
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.LINGER, 0)
+    # A connecting end may start before the binding one; it tries again this often.
+    socket.setsockopt(zmq.RECONNECT_IVL, 20)
+    return socket
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[Any], frame: bytes, name: str) -> Any:
+    try:
+        return decoder.decode(frame)
+    except _DECODE_ERRORS as error:
+        raise EngineError(f"malformed message on the {name} link: {error}") from error
