@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# What decode attention gathers at once stays near the processor's caches: one copy of every row's keys would not.
+# Bytes of keys that decode attention gathers at once: they stay in the processor's caches until they are used.
 _GATHER_BYTES = 4 << 20
 # Queries whose probabilities over all entries exist at once.
 _QUERY_TILE = 64
@@ -140,14 +140,14 @@ def paged_prefill_attention(
     keys = gather_entries(key_cache, block_table, resident_length).float()
     values = gather_entries(value_cache, block_table, resident_length).float()
     indices = torch.arange(resident_length - num_queries, resident_length, device=query.device)
-    is_chunk_all = num_queries == resident_length
-    mask = None if is_chunk_all else torch.arange(resident_length, device=query.device) <= indices[:, None]
+    is_whole = num_queries == resident_length
+    mask = None if is_whole else torch.arange(resident_length, device=query.device) <= indices[:, None]
     output = F.scaled_dot_product_attention(
         query.transpose(0, 1).float()[None],
         keys[None],
         values[None],
         attn_mask=mask,
-        is_causal=is_chunk_all,
+        is_causal=is_whole,
         scale=scale,
         enable_gqa=True,
     )[0]
@@ -287,8 +287,10 @@ def redundancy_lightning(keys: Tensor, block_size: int, tau: float, temperature:
 
 
 def _similarity_sum(judges: Tensor, first_judge: int, keys: Tensor, tau: float) -> Tensor:
-    """What `judges` `[..., t, d]`, keys `first_judge` to `first_judge + t` of unit-length `keys` `[..., n, d]`, hold
-    against each of them, summed over the judges: `[..., n]`."""
+    """What judges hold against each key, summed over the judges: `[..., n]`.
+
+    `judges` `[..., t, d]` are the keys from `first_judge` on among the unit-length `keys` `[..., n, d]`.
+    """
     similarity = judges @ keys.transpose(-1, -2)
     entries = torch.arange(keys.shape[-2], device=keys.device)
     own = entries[first_judge : first_judge + judges.shape[-2], None] == entries

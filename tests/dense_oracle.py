@@ -6,6 +6,7 @@ once more here, head by head, so that a mistake in the engine's has nothing to a
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -164,7 +165,7 @@ def best_entries(final: list[float], keep: int, sinks: int, recent: int, num_pin
 
 @torch.inference_mode()
 def dense_generate(
-    model: torch.nn.Module,
+    model: Any,
     prompt_ids: list[int],
     max_new_tokens: int,
     scoring: ScoringOptions | None = None,
@@ -201,7 +202,7 @@ def dense_generate(
             result.kept_positions.append(evictor.compress(layers, position))
 
 
-def _empty_layer(config: object, capacity: int) -> DenseLayer:
+def _empty_layer(config: Any, capacity: int) -> DenseLayer:
     heads = config.num_key_value_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return DenseLayer(
@@ -212,7 +213,7 @@ def _empty_layer(config: object, capacity: int) -> DenseLayer:
     )
 
 
-def _forward(model: torch.nn.Module, layers: list[DenseLayer], token_ids: list[int], position: int) -> torch.Tensor:
+def _forward(model: Any, layers: list[DenseLayer], token_ids: list[int], position: int) -> torch.Tensor:
     """Append the tokens, the first of them at `position`, and return the logits of the last one, `[vocabulary]`."""
     hidden = model.model.embed_tokens(torch.tensor(token_ids))
     positions = torch.arange(position, position + len(token_ids))
@@ -226,7 +227,7 @@ def _forward(model: torch.nn.Module, layers: list[DenseLayer], token_ids: list[i
     return model.lm_head(model.model.norm(hidden[-1]))
 
 
-def _project(attention: torch.nn.Module, hidden: torch.Tensor, head_dim: int) -> list[torch.Tensor]:
+def _project(attention: Any, hidden: torch.Tensor, head_dim: int) -> list[torch.Tensor]:
     """Queries, keys and values, each `[t, heads, d]`, normalised per head where the model does so."""
     projected = []
     for name in "qkv":

@@ -19,10 +19,8 @@ from zipage.sampling_params import SamplingParams
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.scheduler import Scheduler
 
-GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, ignore_eos=True)
 
-
-def greedy(max_tokens: int, ignore_eos: bool = True) -> SamplingParams:
+def greedy(max_tokens: int | None, ignore_eos: bool = True) -> SamplingParams:
     """Resolved greedy parameters."""
     return SamplingParams(
         temperature=0.0,
@@ -79,8 +77,13 @@ class InProcessEngine:
         scheduler = Scheduler(SchedulerLimits.from_config(config, geometry, max_model_len))
         return cls(decoder, config, pool, scheduler, Executor(decoder, pool, config, max_model_len))
 
-    def generate(self, prompts: Sequence[list[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Result]:
-        """Submit all prompts at once and run until the engine is idle."""
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        max_steps: int | None = None,
+    ) -> list[Result]:
+        """Submit all prompts at once and run until the engine is idle; what is left after `max_steps` is aborted."""
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         first = len(self.results)
         eos = self.decoder.config.eos_token_ids
@@ -89,13 +92,16 @@ class InProcessEngine:
             self.results[request.uid] = Result()
         refused = self.scheduler.add(requests, 0.0)
         assert not refused, refused
-        self.run()
+        self.run(max_steps)
         return [self.results[request.uid] for request in requests]
 
-    def run(self) -> None:
+    def run(self, max_steps: int | None = None) -> None:
         """Step until nothing is left, checking the scheduler's integrity on the way."""
         jobs: list[CompressionJob] = []
         while not self.scheduler.is_idle:
+            if len(self.step_sizes) == max_steps:
+                self.scheduler.abort(self.results, 0.0)
+                break
             step = self.scheduler.plan()
             assert step is not None or jobs, "the scheduler is stuck"
             if step is not None:

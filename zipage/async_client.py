@@ -10,7 +10,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from zipage.client_link import HEARTBEAT_SECONDS, client_closed, connect_dealer, nobody_listens, silent_for
+from zipage.client_link import HEARTBEAT_SECONDS, client_closed, connect_dealer, unreachable, silent_for
 from zipage.client_requests import (
     Conversation,
     PendingRequest,
@@ -193,7 +193,7 @@ class AsyncClient:
         try:
             await self._socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
-            raise nobody_listens(self.address) from None
+            raise unreachable(self.address) from None
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         try:

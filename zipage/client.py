@@ -16,7 +16,7 @@ import msgspec
 import zmq
 
 from zipage.async_client import AsyncClient
-from zipage.client_link import HEARTBEAT_SECONDS, client_closed, connect_dealer, nobody_listens, silent_for
+from zipage.client_link import HEARTBEAT_SECONDS, client_closed, connect_dealer, unreachable, silent_for
 from zipage.client_requests import (
     Conversation,
     OnResult,
@@ -265,7 +265,7 @@ class Client:
             self._socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
             self._explain_silence()
-            raise nobody_listens(self.address) from None
+            raise unreachable(self.address) from None
 
     def _receive(self) -> Status | None:
         """Wait for one message and keep it where it belongs; a status is returned."""

@@ -48,9 +48,9 @@ def _connect(dealer: Any, address: str) -> None:
                 raise EngineError(f"no engine listens at {address}: {error.strerror}") from None
 
 
-def nobody_listens(address: str) -> EngineError:
-    """The error for a connection that is closed or was never made."""
-    return EngineError(f"no engine listens at {address}")
+def unreachable(address: str) -> EngineError:
+    """The error for a connection that has ended."""
+    return EngineError(f"the engine at {address} cannot be reached")
 
 
 def silent_for(address: str, seconds: float) -> EngineError:

@@ -207,7 +207,7 @@ class PendingRequests:
             raise EngineError(f"malformed answer from the engine: {len(frames)} frames instead of one")
         try:
             message = self._decoder.decode(frames[0])
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise EngineError(f"malformed answer from the engine: {error}") from None
         if isinstance(message, Status):
             return message

@@ -338,7 +338,7 @@ class PoolOpened(Message, frozen=True):
 
 
 class CompressionDone(Message, frozen=True):
-    """The job's writes have finished on the device; `num_pinned` leading survivors are pinned, `seconds` is its time."""
+    """The job's writes have finished on the device; the first `num_pinned` survivors are pinned, it took `seconds`."""
 
     uid: int
     num_pinned: int

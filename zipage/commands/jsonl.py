@@ -77,7 +77,7 @@ def parse_line(text: bytes, number: int, options: InputOptions) -> InputLine:
     """
     try:
         fields = msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"not a JSON object: {error}") from None
     for key in fields:
         if key not in _KEYS:
@@ -147,7 +147,8 @@ class InputFile:
             except InvalidRequestError as error:
                 errors.append(error)
         if errors:
-            more = f" (and {len(errors) - 1} more bad lines)" if len(errors) > 1 else ""
+            others = len(errors) - 1
+            more = f" (and {others} more bad line{'s' if others > 1 else ''})" if others else ""
             raise InvalidRequestError(f"{errors[0]}{more}")
         return set(ids)
 

@@ -1,0 +1,52 @@
+"""Runs command lines of zipage in this process, against a fake engine."""
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine, FakeSupervisor
+
+from zipage.cli import main
+from zipage.models.source import default_model
+from zipage.supervisor import Supervisor
+
+
+@dataclass
+class CommandLine:
+    """Calls `zipage`; the terminal is whatever `stdin` and `terminal` say.
+
+    Attributes:
+        engine: what answers.
+        supervisors: every supervisor that was started.
+    """
+
+    engine: FakeEngine
+    monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str]
+    supervisors: list[FakeSupervisor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        def start(config):
+            self.supervisors.append(FakeSupervisor(self.engine, config))
+            return self.supervisors[-1]
+
+        self.monkeypatch.setattr(Supervisor, "start", start)
+
+    def __call__(self, *arguments: object, stdin: str | bytes = "") -> tuple[int, str, str]:
+        """Returns exit code, standard output and standard error; every engine has been shut down once."""
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        self.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        self.monkeypatch.setattr("signal.signal", lambda *_: None)
+        code = main([str(argument) for argument in arguments])
+        assert [supervisor.shutdowns for supervisor in self.supervisors] == [1] * len(self.supervisors)
+        return code, *self.capfd.readouterr()
+
+
+def make_chat_model(directory: Path) -> Path:
+    """The bundled model with a chat template that is never rendered."""
+    directory.mkdir()
+    for file in default_model().iterdir():
+        (directory / file.name).symlink_to(file)
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    return directory

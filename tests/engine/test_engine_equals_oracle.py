@@ -1,0 +1,137 @@
+"""The engine with compression against the dense oracle: the same entries kept, the same tokens afterwards."""
+
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from dense_oracle import OracleResult, dense_generate
+from in_process_engine import InProcessEngine, Result, greedy
+from tiny_models import reference_model, tiny_checkpoint
+
+from zipage.config import EngineConfig, ScoringOptions, parse_scoring
+from zipage.messages import CompressionJob
+
+NUM_TOKENS = 90
+# Shorter than, equal to and longer than the budgets below, so that requests compress at different times.
+PROMPT_LENGTHS = (3, 17, 32, 50, 71, 100)
+
+SCORINGS = [
+    "default",
+    "default,recent_share=0",
+    "paper",
+    "paper,redundancy=full",
+    "paper,redundancy=off",
+    "default,decay=0,recent_share=0",
+    "default,pooling=always,recent_share=0",
+    "default,pooling=first,recent_share=0,recent=2",
+    "default,observe=spread,window=8,recent_share=0",
+    "default,observe=spread,window=6",
+    "default,observe=all,window=8,recent_share=0",
+    "default,observe=all,window=4,redundancy=lightning",
+    "default,window=8,recent_share=0,redundancy=full,attention_weight=0.7,similarity_threshold=0.1",
+    "default,window=4,recent_share=0,redundancy=lightning,redundancy_temperature=0.1,similarity_threshold=-0.2",
+    "default,window=4,recent_share=0,pin_prompt=true",
+    "default,window=8,recent_share=0,sinks=0,recent=0",
+]
+BLOCKS_AND_BUDGETS = [(8, 33), (16, 48), (32, 64)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("oracle") / "qwen3", "qwen3", num_hidden_layers=3)
+
+
+@cache
+def make_prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randint(3, 128, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS]
+
+
+def oracle_results(checkpoint: Path, scoring: ScoringOptions, block_size: int, budget: int) -> list[OracleResult]:
+    model = reference_model(checkpoint)
+    return [
+        dense_generate(model, prompt, NUM_TOKENS, scoring, block_size=block_size, kv_budget=budget)
+        for prompt in make_prompts()
+    ]
+
+
+def check_equal(results: list[Result], expected: list[OracleResult], max_blocks: int, block_size: int) -> None:
+    for result, oracle, prompt_length in zip(results, expected, PROMPT_LENGTHS, strict=True):
+        assert len(result.kept) == len(oracle.kept_positions)
+        for kept, layers in zip(result.kept, oracle.kept_positions, strict=True):
+            assert torch.equal(kept, torch.stack(layers))
+        assert result.tokens == oracle.tokens
+        assert result.metrics.compressions == len(oracle.kept_positions)
+        assert result.metrics.peak_blocks <= max(max_blocks, -(-prompt_length // block_size))
+    assert all(result.kept for result in results), "every request is long enough to be compressed"
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize(("block_size", "budget"), BLOCKS_AND_BUDGETS)
+def test_same_entries_and_tokens(checkpoint: Path, scoring: str, block_size: int, budget: int) -> None:
+    options = parse_scoring(scoring)
+    config = EngineConfig(
+        model=str(checkpoint),
+        block_size=block_size,
+        kv_budget=budget,
+        scoring=options,
+        max_num_seqs=8,
+        max_num_batched_tokens=40,
+    )
+    engine = InProcessEngine.create(checkpoint, config)
+    results = engine.generate(make_prompts(), greedy(NUM_TOKENS))
+    expected = oracle_results(checkpoint, options, block_size, budget)
+    check_equal(results, expected, config.max_blocks_per_request, block_size)
+    assert engine.scheduler.blocks.num_used == 0
+    assert engine.scheduler.slots.num_used == 0
+
+
+@pytest.mark.parametrize("scoring", ["default", "default,observe=all,window=8,recent_share=0"])
+def test_late_and_reordered_jobs_change_nothing(checkpoint: Path, scoring: str) -> None:
+    """Jobs that wait while others decode, and finish in the other order, in a pool where requests have to queue."""
+    options = parse_scoring(scoring)
+    config = EngineConfig(
+        model=str(checkpoint),
+        block_size=8,
+        kv_budget=33,
+        scoring=options,
+        max_num_seqs=8,
+        max_num_batched_tokens=24,
+    )
+    engine = InProcessEngine.create(checkpoint, config, pool_bytes=400_000)
+    calls = [0]
+
+    def newest_every_third_time(jobs: list[CompressionJob]) -> list[CompressionJob]:
+        calls[0] += 1
+        idle = all(request.job_in_flight for request in engine.scheduler._running.values())
+        return jobs[-1:] if idle or calls[0] % 3 == 0 else []
+
+    engine.finish_jobs = newest_every_third_time
+    results = engine.generate(make_prompts(), greedy(NUM_TOKENS))
+    assert engine.scheduler.blocks.peak < sum(-(-(length + NUM_TOKENS) // 8) for length in PROMPT_LENGTHS)
+    check_equal(results, oracle_results(checkpoint, options, 8, 33), config.max_blocks_per_request, 8)
+
+
+@pytest.mark.parametrize("observe", ["last", "spread", "all"])
+def test_a_budget_that_is_never_reached_changes_no_bit(checkpoint: Path, observe: str) -> None:
+    without = EngineConfig(model=str(checkpoint), block_size=16, max_num_seqs=8, max_num_batched_tokens=40)
+    budgeted = EngineConfig(
+        model=str(checkpoint),
+        block_size=16,
+        max_num_seqs=8,
+        max_num_batched_tokens=40,
+        kv_budget=192,
+        scoring=ScoringOptions(observe=observe),
+    )
+    # Without a limit to their tokens all of them could fill the budget, so all are recorded.
+    params = msgspec.structs.replace(greedy(None), logprobs=3)
+    results = []
+    for config in (without, budgeted):
+        engine = InProcessEngine.create(checkpoint, config)
+        sampled = engine.generate(make_prompts(), params, max_steps=90)
+        results.append([result.sampled for result in sampled])
+        assert engine.scheduler.counters.compressions == 0
+        assert engine.scheduler.slots.peak == (len(PROMPT_LENGTHS) if config.kv_budget else 0)
+    assert results[0] == results[1]

@@ -1,0 +1,293 @@
+"""`zipage run` on prompts, `zipage serve`, and errors, against a fake engine."""
+
+import json
+import re
+
+import pytest
+from command_line import CommandLine, make_chat_model
+from fake_engine import FakeEngine, prompt_text
+
+from zipage.cli import zipage as group
+from zipage.commands.demonstration import load_task
+from zipage.config import PAPER_SCORING, EngineConfig
+from zipage.errors import EngineError
+from zipage.models.source import default_model
+from zipage.sampling_params import SamplingParams
+from zipage.supervisor import Supervisor
+
+
+@pytest.fixture
+def engine(tmp_path):
+    with FakeEngine(f"ipc://{tmp_path}/engine") as engine:
+        yield engine
+
+
+@pytest.fixture
+def command(engine, monkeypatch, capfd):
+    return CommandLine(engine, monkeypatch, capfd)
+
+
+def test_a_single_prompt_streams_to_standard_output(command):
+    code, out, err = command("run", "bundled", "a b")
+    assert (code, out) == (0, "A B\n")
+    assert command.engine.requests[0].stream
+    lines = err.splitlines()
+    assert lines[:3] == [
+        "starting an engine for bundled",
+        "model bundled, at most 16384 tokens a sequence, 256 sequences at once",
+        "KV cache of 1600 tokens (100 blocks of 16)",
+    ]
+    assert re.fullmatch(r"1 requests, 3 output tokens in \d+\.\d s: \d+\.\d tokens/s", lines[3])
+    assert lines[4] == (
+        "TTFT mean 500.0 ms, p50 500.0 ms, p99 500.0 ms; TPOT mean 500.0 ms, p50 500.0 ms, p99 500.0 ms"
+    )
+    assert lines[5] == "1 compressions, 0 preemptions, peak pool use 40% (40 of 100 blocks), KV budget off"
+
+
+def test_several_prompts_are_answered_in_order(command):
+    code, out, _ = command("run", "bundled", "a", "b", "c")
+    assert code == 0
+    assert out == "=== prompt 1 of 3 ===\nA\n=== prompt 2 of 3 ===\nB\n=== prompt 3 of 3 ===\nC\n"
+    assert len(command.engine.submits) == 1
+
+
+def test_completions_of_one_prompt_are_labelled(command):
+    _, out, _ = command("run", "bundled", "a", "--n", 2)
+    assert out == "--- completion 0 ---\nA\n--- completion 1 ---\nA\n"
+
+
+def test_a_refused_prompt_does_not_lose_the_others(command):
+    code, out, err = command("run", "bundled", "a", "refuse", "c", "--quiet")
+    assert (code, out) == (1, "=== prompt 1 of 3 ===\nA\n=== prompt 3 of 3 ===\nC\n")
+    assert err.splitlines() == [
+        "zipage: error: prompt 2: prompt must be shorter",
+        "zipage: error: 1 of 3 prompts were refused",
+    ]
+
+
+def test_standard_input_is_one_prompt_unchanged(command):
+    code, out, _ = command("run", "bundled", stdin="a b\nc\n")
+    assert (code, out) == (0, "A B\nC\n\n")
+    assert command.engine.requests[0].prompt == "a b\nc\n"
+
+
+def test_without_any_prompt_the_bundled_model_shows_an_example(engine, tmp_path, monkeypatch, capfd):
+    answers = {}
+
+    def solve(request):
+        return group_answer(request, answers[request.prompt])
+
+    def group_answer(request, text):
+        from fake_engine import answer_with
+
+        return answer_with(request, list(text))
+
+    import random
+
+    for seed in (0, 1):
+        prompt, answer = load_task(default_model())(random.Random(seed), 5, 20)
+        answers[prompt] = answer if seed == 0 else answer[:-1]
+    with FakeEngine(f"ipc://{tmp_path}/solver", solve) as solver:
+        command = CommandLine(solver, monkeypatch, capfd)
+        for seed, verdict in ((0, "The answer is exact"), (1, "The answer is not exact; it should end in =")):
+            code, out, err = command("run", "--seed", seed)
+            request = solver.requests[-1]
+            assert (code, out) == (0, answers[request.prompt] + "\n")
+            assert request.prompt in err
+            assert verdict in err
+            assert request.sampling == SamplingParams(temperature=0.0)
+
+
+def test_sampling_options_reach_the_request(command):
+    arguments = "--temperature 0 --top-k 5 --top-p 0.5 --min-p 0.1 --repetition-penalty 1.5 --presence-penalty 1"
+    arguments += " --frequency-penalty -1 --stop x --stop y --stop-token-id 3 --stop-token-id 4 --max-tokens 9"
+    arguments += " --min-tokens 2 --ignore-eos --include-stop --no-skip-special-tokens --seed 7"
+    command("run", "bundled", "a", *arguments.split())
+    assert command.engine.requests[0].sampling == SamplingParams(
+        temperature=0.0,
+        top_k=5,
+        top_p=0.5,
+        min_p=0.1,
+        repetition_penalty=1.5,
+        presence_penalty=1.0,
+        frequency_penalty=-1.0,
+        stop=("x", "y"),
+        stop_token_ids=(3, 4),
+        max_tokens=9,
+        min_tokens=2,
+        ignore_eos=True,
+        include_stop=True,
+        skip_special_tokens=False,
+    )
+    assert command.supervisors[0].config.seed == 7
+
+
+@pytest.mark.parametrize("name", ["run", "serve"])
+def test_engine_options_reach_the_engine(command, monkeypatch, name):
+    if name == "serve":
+        monkeypatch.setattr("threading.Event.wait", lambda *_: True)
+    arguments = "--max-model-len 100 --max-num-seqs 3 --max-num-batched-tokens 50 --dtype float32 --device cpu --seed 7"
+    arguments += " --kv-budget 500 --block-size 16 --kv-cache-gb 0.5 --scoring paper --ready-timeout 9 --threads 2"
+    command(name, "bundled", *(["a"] if name == "run" else []), *arguments.split())
+    assert command.supervisors[0].config == EngineConfig(
+        model=str(default_model()),
+        max_model_len=100,
+        max_num_seqs=3,
+        max_num_batched_tokens=50,
+        dtype="float32",
+        device="cpu",
+        seed=7,
+        kv_budget=500,
+        block_size=16,
+        kv_cache_gb=0.5,
+        scoring=PAPER_SCORING,
+        ready_timeout=9.0,
+        threads=2,
+    )
+
+
+def test_without_options_everything_has_its_default(command):
+    command("run", "bundled", "a")
+    assert command.supervisors[0].config == EngineConfig(model=str(default_model()))
+    assert command.engine.requests[0].sampling == SamplingParams()
+
+
+@pytest.mark.parametrize("budget, text", [(500, "500 -> 512 tokens (32 blocks of 16)"), (512, "512 tokens (32 blocks of 16)")])
+def test_the_effective_budget_is_told(command, budget, text):
+    _, _, err = command("run", "bundled", "a", "--kv-budget", budget)
+    assert f"KV budget {text}\n" in err
+    assert err.endswith(f", KV budget {text}\n")
+
+
+def test_quiet_leaves_the_answer_alone(command):
+    assert command("run", "bundled", "a", "--quiet") == (0, "A\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["--system", "s"], "SYSTEM:S USER:A\n"),
+        ([], "USER:A\n"),
+        (["--chat"], "USER:A\n"),
+        (["--no-chat"], "A\n"),
+    ],
+)
+def test_a_model_with_a_chat_template_gets_messages(command, tmp_path, arguments, text):
+    model = make_chat_model(tmp_path / "model")
+    assert command("run", model, "a", *arguments)[1] == text
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["run", "bundled", "--foo"], "No such option"),
+        (["run", "bundled", "a", "--max-tokens", "many"], "Invalid value for '--max-tokens'"),
+        (["run", "bundled", "a", "--dtype", "int8"], "Invalid value for '--dtype'"),
+        (["run", "bundled", "a", "--top-p", "2"], r"top_p must be in \(0, 1\], not 2.0"),
+        (["run", "bundled", "a", "--max-num-seqs", "0"], r"max_num_seqs must be in \[1, 65536\], not 0"),
+        (["run", "bundled", "a", "--kv-budget", "16"], "kv_budget must be 0 or more than one block"),
+        (["run", "bundled", "a", "--scoring", "best"], "scoring must start with one of default, paper"),
+        (["run", "hello"], "MODEL 'hello' is neither a directory nor a hub id .* `?bundled"),
+        (["run", ""], "MODEL '' is neither"),
+        (["run", "bundled", "a", "--input", "x"], "--input and prompts cannot be given together"),
+        (["run", "bundled", "--output", "x"], "--output needs --input"),
+        (["run", "bundled", "--input", "x", "--output", "./x"], "must be two files"),
+        (["run", "bundled", "a", "--logprobs", "1"], "--logprobs needs --input"),
+        (["run", "bundled", "--n", "2"], "--n needs a prompt"),
+        (["run", "bundled", "a", "--chat"], "--chat needs a model with a chat template"),
+        (["run", "bundled", "a", "--system", "s"], "--system needs prompts that are sent as chat messages"),
+        (["run", str(default_model())], "there is no prompt"),
+        (["serve", "bundled", "a"], "unexpected extra argument"),
+        (["jump"], "No such command 'jump'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_starts_nothing(command, arguments, message):
+    code, out, err = command(*arguments)
+    assert (code, out, command.supervisors) == (2, "", [])
+    assert re.fullmatch(f"zipage: error: .*{message}.*\n", err)
+
+
+@pytest.mark.parametrize(
+    "arguments, stdin, message",
+    [
+        (["run", "./nothing here", "a"], "", "nothing here"),
+        (["run", "bundled", "--input", "no.jsonl"], "", r"No such file or directory: 'no.jsonl'"),
+        (["run", "bundled"], b"\xff", "standard input is not UTF-8"),
+        (["run", "bundled", "refuse"], "", "prompt must be shorter"),
+        (["run", "bundled", "garbage"], "", "malformed answer from the engine"),
+        (["run", "bundled", "\udcff"], "", "request cannot be sent: .*surrogates not allowed"),
+        (["serve", "--address-file", "/nowhere/x"], "", "No such file or directory"),
+    ],
+)
+def test_a_failure_is_one_line(command, arguments, stdin, message):
+    code, out, err = command(*arguments, "--quiet", stdin=stdin)
+    assert (code, out) == (1, "")
+    assert re.fullmatch(f"zipage: error: .*{message}.*\n", err)
+
+
+def test_an_engine_that_does_not_start_is_one_line(command, monkeypatch):
+    def start(config):
+        raise EngineError("decode worker failed:\nout of memory")
+
+    monkeypatch.setattr(Supervisor, "start", start)
+    for name in ("run", "serve"):
+        assert command(name, "--quiet") == (1, "", "zipage: error: decode worker failed: out of memory\n")
+
+
+def test_an_engine_that_ends_is_one_line(engine, tmp_path, monkeypatch, capfd):
+    def end(request):
+        command.supervisors[0].fail("decode worker was killed by SIGKILL")
+        return []
+
+    with FakeEngine(f"ipc://{tmp_path}/ending", end) as ending:
+        command = CommandLine(ending, monkeypatch, capfd)
+        assert command("run", "bundled", "a", "--quiet") == (
+            1,
+            "",
+            "zipage: error: decode worker was killed by SIGKILL\n",
+        )
+
+
+def test_an_interrupt_ends_with_130(engine, tmp_path, monkeypatch, capfd):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    command = CommandLine(engine, monkeypatch, capfd)
+    monkeypatch.setattr("fake_engine.FakeSupervisor.check", lambda _: interrupt())
+    code, out, err = command("run", "bundled", "hang", "b")
+    assert (code, out) == (130, "")
+    assert "Traceback" not in err
+
+
+def test_serve_announces_the_address_while_it_serves(command, tmp_path):
+    path = tmp_path / "address"
+
+    def look_and_fail(event):
+        seen.append(path.read_text())
+        command.supervisors[0].fail("it ended")
+
+    seen: list[str] = []
+    command.monkeypatch.setattr("threading.Event.wait", look_and_fail)
+    code, out, err = command("serve", "--address-file", path, "--kv-budget", 500)
+    assert (code, out, seen) == (1, f"{command.engine.address}\n", [f"{command.engine.address}\n"])
+    assert not path.exists()
+    assert err.splitlines()[0] == "starting an engine for bundled"
+    assert err.splitlines()[-2:] == ["KV budget 500 -> 512 tokens (32 blocks of 16)", "zipage: error: it ended"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["run", "--help"], ["serve", "--help"], ["--version"]])
+def test_help_and_version_go_to_standard_output(command, arguments):
+    code, out, err = command(*arguments)
+    assert (code, err) == (0, "")
+    assert out
+
+
+def test_help_names_ranges_and_every_field(command):
+    _, text, _ = command("run", "--help")
+    text = " ".join(text.split())
+    for part in ("1 to 65536", "in (0, 1]", "0 to 4096", "[-2, 2]", "8, 16, 32, 64, 128, 256", "1 to 128", "0 to 20"):
+        assert part in text
+    options = {parameter.name for parameter in group.commands["run"].params}
+    assert set(EngineConfig.__struct_fields__) <= options
+    assert set(SamplingParams.__struct_fields__) - {"logit_bias"} <= options
+    assert set(EngineConfig.__struct_fields__) <= {parameter.name for parameter in group.commands["serve"].params}

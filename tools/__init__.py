@@ -1,0 +1,1 @@
+"""Benchmarks and evaluations that are run by hand."""
