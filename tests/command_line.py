@@ -14,22 +14,27 @@ from zipage.supervisor import Supervisor
 
 @dataclass
 class CommandLine:
-    """Calls `zipage`; the terminal is whatever `stdin` and `terminal` say.
+    """Calls `zipage`; standard input is no terminal.
 
     Attributes:
         engine: what answers.
         supervisors: every supervisor that was started.
+        failure: why every engine ends as soon as it is ready.
     """
 
     engine: FakeEngine
     monkeypatch: pytest.MonkeyPatch
     capfd: pytest.CaptureFixture[str]
     supervisors: list[FakeSupervisor] = field(default_factory=list)
+    failure: str | None = None
 
     def __post_init__(self) -> None:
         def start(config):
-            self.supervisors.append(FakeSupervisor(self.engine, config))
-            return self.supervisors[-1]
+            supervisor = FakeSupervisor(self.engine, config)
+            if self.failure is not None:
+                supervisor.fail(self.failure)
+            self.supervisors.append(supervisor)
+            return supervisor
 
         self.monkeypatch.setattr(Supervisor, "start", start)
 

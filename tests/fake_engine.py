@@ -1,4 +1,4 @@
-"""An engine without a model: it answers clients over a real socket as its script says, from a thread of this process."""
+"""An engine without a model: it answers clients over a real socket as its script says, from a thread."""
 
 import os
 import sys
@@ -79,9 +79,10 @@ def answer_with(request: GenerationRequest, pieces: list[str]) -> list[Answer]:
 
 
 def echo(request: GenerationRequest) -> list[Answer]:
-    """Answer with the prompt's words in capitals, or as the first word says: refuse, hang (until aborted), garbage."""
+    """Answer with the prompt's words in capitals, or as the first word of the last message says: refuse, hang (until aborted), garbage."""
     text = prompt_text(request)
-    first, *_ = text.split(" ")
+    last = request.messages[-1]["content"] if request.messages else text
+    first = last.split(" ")[0]
     if first == "refuse":
         return [Refused(request.request_id, "prompt must be shorter", "prompt")]
     if first == "hang":

@@ -225,7 +225,7 @@ def test_nobody_at_the_address_is_an_error_that_names_it(tmp_path):
 def test_a_dead_socket_file_is_an_error_that_names_it(tmp_path):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{tmp_path}/dead")
-    with pytest.raises(EngineError, match="no engine listens at .*/dead: Connection refused"):
+    with pytest.raises(EngineError, match=r"no engine listens at .*/dead: Connection refused"):
         Client(f"ipc://{tmp_path}/dead")
 
 

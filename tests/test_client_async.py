@@ -154,5 +154,5 @@ def test_a_malformed_answer_is_an_error(engine):
 
 
 def test_nobody_at_the_address_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(EngineError, match="no engine listens at .*/nobody"):
+    with pytest.raises(EngineError, match=r"no engine listens at .*/nobody"):
         AsyncClient(f"ipc://{tmp_path}/nobody")

@@ -185,7 +185,9 @@ def test_lines_without_a_result_leave_the_output(tmp_path, rest):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("text", ["my notes", "my notes\n", '{"id":1}\n', '{"prompt":"a"}\n', '{"id":1,"comp\n', "\n", "[]"])
+@pytest.mark.parametrize(
+    "text", ["my notes", "my notes\n", '{"id":1}\n', '{"prompt":"a"}\n', '{"id":1,"comp\n', "\n", "[]"]
+)
 def test_a_file_with_something_else_is_left_alone(tmp_path, text):
     path = tmp_path / "notes.txt"
     path.write_text('{"id":1,"error":"x"}\n' + text)

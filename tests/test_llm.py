@@ -121,6 +121,8 @@ def test_the_supervisors_failure_ends_a_call(supervisors):
 
 
 def test_clients_and_the_command_line_load_no_model_library():
-    code = "import sys, zipage.cli, zipage.llm; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    code = (
+        "import sys, zipage.cli, zipage.llm; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"

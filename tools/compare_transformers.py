@@ -66,28 +66,28 @@ def main(num_prompts: int, num_tokens: int, kv_budget: int, output: Path | None)
         f"zipage, kv_budget {kv_budget}": run_zipage(prompts, num_tokens, kv_budget),
     }
     _, expected = next(iter(runs.values()))
-    result = {
-        "prompts": num_prompts,
-        "output_tokens_each": num_tokens,
-        "cpu_count": os.cpu_count(),
-        "machine": platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "zipage")},
-        "runs": {
-            name: {
-                "seconds": round(seconds, 2),
-                "tokens_per_second": round(num_prompts * num_tokens / seconds, 1),
-                "sequences_equal_to_transformers": sum(a == b for a, b in zip(tokens, expected, strict=True)),
-            }
-            for name, (seconds, tokens) in runs.items()
-        },
+    summaries = {
+        name: {
+            "seconds": round(seconds, 2),
+            "tokens_per_second": round(num_prompts * num_tokens / seconds, 1),
+            "sequences_equal_to_transformers": sum(a == b for a, b in zip(tokens, expected, strict=True)),
+        }
+        for name, (seconds, tokens) in runs.items()
     }
-    for name, run in result["runs"].items():
+    for name, summary in summaries.items():
         click.echo(
-            f"{name:<34} {run['tokens_per_second']:>8} tokens/s   {run['seconds']:>7} s   "
-            f"{run['sequences_equal_to_transformers']}/{num_prompts} equal"
+            f"{name:<34} {summary['tokens_per_second']:>8} tokens/s   {summary['seconds']:>7} s   "
+            f"{summary['sequences_equal_to_transformers']}/{num_prompts} equal"
         )
     if output is not None:
-        output.write_text(json.dumps(result, indent=1) + "\n")
+        facts = {
+            "prompts": num_prompts,
+            "output_tokens_each": num_tokens,
+            "cpu_count": os.cpu_count(),
+            "machine": platform.machine(),
+            "versions": {name: version(name) for name in ("torch", "transformers", "zipage")},
+        }
+        output.write_text(json.dumps(facts | {"runs": summaries}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

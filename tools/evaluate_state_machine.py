@@ -37,8 +37,8 @@ POLICIES: dict[str, str | None] = {
 
 def evaluate(policy: str | None, tasks: list[tuple[str, str]]) -> dict[str, float | int]:
     """Run one policy; `exact` counts the traces that are right to the last character."""
-    budget = {} if policy is None else {"kv_budget": BUDGET, "scoring": policy}
-    with LLM(block_size=BLOCK_SIZE, dtype="float32", **budget) as llm:
+    budget, scoring = (0, "default") if policy is None else (BUDGET, policy)
+    with LLM(block_size=BLOCK_SIZE, dtype="float32", kv_budget=budget, scoring=scoring) as llm:
         started = time.perf_counter()
         results = llm.generate([prompt for prompt, _ in tasks], SamplingParams(temperature=0.0, max_tokens=3000))
         seconds = time.perf_counter() - started

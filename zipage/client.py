@@ -16,7 +16,7 @@ import msgspec
 import zmq
 
 from zipage.async_client import AsyncClient
-from zipage.client_link import HEARTBEAT_SECONDS, client_closed, connect_dealer, unreachable, silent_for
+from zipage.client_link import HEARTBEAT_SECONDS, client_closed, connect_dealer, silent_for, unreachable
 from zipage.client_requests import (
     Conversation,
     OnResult,

@@ -45,8 +45,8 @@ _GRACE_SECONDS = 5.0
 _STARTING_GRACE_SECONDS = 1.0
 _TERMINATE_SECONDS = 1.0
 _REAP_SECONDS = 10.0
-# What a child sent before it ended is already in the supervisor's socket buffer; this is for taking it out of there.
-_LAST_WORDS_SECONDS = 0.5
+# What a child sent before it ended is in this process's socket buffer; this is the time to take it out of there.
+_LAST_WORDS_SECONDS = 0.3
 _LOG_TAIL_BYTES = 8192
 _LOG_LINE_CHARACTERS = 500
 _LONGEST_SOCKET_NAME = "compression"
@@ -55,8 +55,8 @@ _LONGEST_SOCKET_NAME = "compression"
 class Supervisor:
     """A running engine's processes. Made by `start`; a context manager that shuts the engine down at its end.
 
-    All methods may be called from any thread. In a process forked from the one that started the engine they do nothing
-    to it.
+    All methods may be called from any thread. In a process forked from the one that started the engine they leave the
+    engine alone, because the thread that owns it is not there.
 
     Attributes:
         address: where clients connect.
@@ -78,7 +78,6 @@ class Supervisor:
         self._settled = threading.Event()
         self._stop = threading.Event()
         self._grace = _GRACE_SECONDS
-        self._owner = os.getpid()
         self._thread = threading.Thread(target=self._run, args=(config, commands), name="supervisor", daemon=True)
 
     @classmethod
@@ -118,8 +117,6 @@ class Supervisor:
         Args:
             grace: seconds until a process that does not end is ended by force.
         """
-        if os.getpid() != self._owner:
-            return
         self._grace = grace
         self._stop.set()
         # A thread that an interrupt kept from starting has nothing to clean up.
@@ -172,17 +169,18 @@ class Supervisor:
         pending = list(children.processes)
         deadline = time.monotonic() + ready_timeout
         while not self._stop.is_set():
-            message = control.receive(_WATCH_SECONDS)
+            ended = next(children.ended(), None)
+            message = control.receive(_LAST_WORDS_SECONDS if ended else _WATCH_SECONDS)
             if isinstance(message, Failed):
-                raise children.failure(message.process, _reported(message))
+                raise children.failure(message.process, f"failed: {message.reason}")
             if isinstance(message, Ready) and message.process in pending:
                 pending.remove(message.process)
                 if message.status is not None:
                     self.status = message.status
                 if not pending:
                     self._settled.set()
-            for name, status in children.ended():
-                raise children.failure(name, _last_words(control, name, status) or children.describe_exit(name, status))
+            if ended and message is None:
+                raise children.failure(ended[0], children.describe_exit(*ended))
             if pending and time.monotonic() > deadline:
                 raise EngineError(f"{_name_late(pending)} not ready within {ready_timeout:g} s")
 
@@ -304,18 +302,6 @@ def _make_runtime_dir(resources: contextlib.ExitStack) -> Path:
     if len(os.fsencode(runtime_dir / _LONGEST_SOCKET_NAME)) > zmq.IPC_PATH_MAX_LEN:
         raise EngineError(f"TMPDIR must be a shorter path: a socket's path in {runtime_dir} would be too long")
     return runtime_dir
-
-
-def _last_words(control: ControlReceiver, name: str, status: int) -> str | None:
-    """The failure that process `name` reported before it ended, if it did."""
-    while status == 1 and (message := control.receive(_LAST_WORDS_SECONDS)) is not None:
-        if isinstance(message, Failed) and message.process == name:
-            return _reported(message)
-    return None
-
-
-def _reported(message: Failed) -> str:
-    return f"failed: {message.reason}"
 
 
 def _name_status(status: int) -> str:

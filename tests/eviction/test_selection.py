@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zipage.kernels.reference import select_entries
 
 from zipage.eviction.selection import entry_tiers, pinned_after
+from zipage.kernels.reference import select_entries
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from zipage.kernels import reference
 from zipage.kernels.reference import paged_decode_attention, paged_prefill_attention, write_kv, write_queries
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from zipage.kernels import reference
 from zipage.kernels.reference import (
     combine,

@@ -117,7 +117,7 @@ def _layout(geometry: PoolGeometry) -> list[tuple[str, tuple[int, ...], torch.dt
     cache_dtype: torch.dtype = getattr(torch, geometry.dtype)
     entries = (geometry.num_layers, geometry.num_blocks, geometry.num_kv_heads, geometry.block_size)
     slots = (geometry.num_layers, geometry.num_query_slots, geometry.window)
-    layout = [
+    layout: list[tuple[str, tuple[int, ...], torch.dtype]] = [
         ("keys", (*entries, geometry.head_dim), cache_dtype),
         ("values", (*entries, geometry.head_dim), cache_dtype),
         ("queries", (*slots, geometry.num_query_heads, geometry.head_dim), cache_dtype),
