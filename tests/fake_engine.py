@@ -79,7 +79,10 @@ def answer_with(request: GenerationRequest, pieces: list[str]) -> list[Answer]:
 
 
 def echo(request: GenerationRequest) -> list[Answer]:
-    """Answer with the prompt's words in capitals, or as the first word of the last message says: refuse, hang (until aborted), garbage."""
+    """Answer with the prompt's words in capitals, or as the first word of the last message says.
+
+    That is refuse, hang (until aborted), or garbage.
+    """
     text = prompt_text(request)
     last = request.messages[-1]["content"] if request.messages else text
     first = last.split(" ")[0]

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -83,6 +84,7 @@ class Terminal:
         """Read on until the screen shows `text` after what was read before; returns what came."""
         start = len(self.screen)
         while text not in self.screen[start:]:
+            assert select.select([self._user], [], [], 20)[0], f"no {text!r} in {self.screen[start:]!r}"
             self.screen += os.read(self._user, 4096).decode().replace("\r\n", "\n")
         return self.screen[start:]
 

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 from fake_engine import metrics_of
 
-from zipage.commands.jsonl import InputFile, InputOptions, finished_ids, parse_line, write_result
+from zipage.commands.jsonl import InputFile, InputOptions, parse_line
+from zipage.commands.jsonl_results import finished_ids, write_result
 from zipage.errors import InvalidRequestError
 from zipage.messages import PositionLogprobs, TokenLogprob
 from zipage.results import Completion, RequestOutput

@@ -12,7 +12,6 @@ import msgspec
 
 from zipage.client import Client
 from zipage.client_requests import Conversation, OnResult, Prompt, Sampling, split_conversations, split_prompts
-from zipage.commands.progress import STATUS_SECONDS, ProgressBar
 from zipage.config import EngineConfig, parse_scoring
 from zipage.errors import ConfigError
 from zipage.messages import Output, Status
@@ -131,6 +130,9 @@ class LLM:
         if not shown:
             yield None
             return
+        # Imported here because every process of an engine imports this module, and none of them draws.
+        from zipage.commands.progress import STATUS_SECONDS, ProgressBar
+
         with ProgressBar(total) as bar, self._client.watching_status(bar.show_status, STATUS_SECONDS):
             yield bar.advance
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Set
 from pathlib import Path
 
-from zipage.commands.jsonl import InputFile, LineId, finished_ids, open_output, write_result
+from zipage.commands.jsonl import InputFile, LineId
+from zipage.commands.jsonl_results import finished_ids, open_output, write_result
 from zipage.commands.session import Session
 from zipage.messages import GenerationRequest
 

@@ -33,8 +33,8 @@ class Demonstration:
         prompt, expected = self._sample(self._random, _STATES, _STEPS)
         note = self._session.note
         note(
-            f"An example of the bundled model's task: take {_STEPS} steps by rules (`A:C+37;` is: in A, add 37 modulo 1000\n"
-            f"and go to C), and answer with the last state and value. The prompt:\n\n{prompt}"
+            f"An example of the bundled model's task: take {_STEPS} steps by rules (`A:C+37;` is: in A, add 37 modulo\n"
+            f"1000 and go to C), and answer with the last state and value. The prompt:\n\n{prompt}"
         )
         params = self._session.params
         if params.temperature is None:

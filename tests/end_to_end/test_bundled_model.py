@@ -1,0 +1,148 @@
+"""One real engine of five processes on the bundled model, whose answers are known to the last character."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from process_helpers import wait_until
+
+from tools.state_machine import samples
+from zipage import LLM, AsyncClient, Client, EngineError, InvalidRequestError, SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0)
+BUDGET = 250
+BLOCK_SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(
+        kv_budget=BUDGET, block_size=BLOCK_SIZE, max_num_seqs=16, max_num_batched_tokens=64, kv_cache_gb=0.1, threads=1
+    ) as engine:
+        yield engine
+
+
+@pytest.fixture(autouse=True)
+def everything_is_given_back(llm: LLM) -> Iterator[None]:
+    yield
+    assert wait_until(lambda: llm.status().blocks_used == 0)
+    status = llm.status()
+    assert status.integrity_errors == []
+    assert (status.running, status.waiting, status.compressing, status.slots_used) == (0, 0, 0, 0)
+
+
+def test_exact_answers_under_a_budget(llm: LLM) -> None:
+    tasks = samples(6, num_states=4, num_steps=30, seed=1)
+    results = llm.generate([prompt for prompt, _ in tasks], GREEDY)
+    assert [result.text for result in results] == [answer for _, answer in tasks]
+    for result in results:
+        (completion,) = result.completions
+        assert completion.finish_reason == "stop"
+        assert completion.metrics.compressions > 0
+        assert completion.metrics.peak_blocks <= -(-BUDGET // BLOCK_SIZE)
+        assert completion.metrics.output_tokens == len(completion.token_ids)
+        assert completion.metrics.arrived < completion.metrics.first_token < completion.metrics.finished
+
+
+def test_the_effective_budget_is_reported(llm: LLM) -> None:
+    status = llm.status()
+    assert (status.kv_budget, status.block_size) == (256, 16)
+
+
+def test_a_stream_is_the_whole_answer_piece_by_piece(llm: LLM) -> None:
+    ((prompt, answer),) = samples(1, num_states=3, num_steps=8, seed=2)
+    pieces = list(llm.stream(prompt, GREEDY))
+    assert "".join(piece.text for piece in pieces) == answer
+    assert len(pieces) > 50
+    assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["stop"]
+
+
+def test_stop_strings_across_tokens(llm: LLM) -> None:
+    ((prompt, answer),) = samples(1, num_states=3, num_steps=8, seed=3)
+    # One character is one token, so every stop string of two or more crosses a boundary.
+    stop = answer[20:24]
+    cut = answer.index(stop)
+    (without,) = llm.generate([prompt], SamplingParams(temperature=0.0, stop=(stop,)))
+    (included,) = llm.generate([prompt], SamplingParams(temperature=0.0, stop=(stop,), include_stop=True))
+    assert (without.text, included.text) == (answer[:cut], answer[:cut] + stop)
+    assert (without.completions[0].finish_reason, without.completions[0].stop_reason) == ("stop", stop)
+
+
+def test_seeds_fix_completions_whatever_else_runs(llm: LLM) -> None:
+    ((prompt, _),) = samples(1, num_states=3, num_steps=8, seed=4)
+    params = SamplingParams(n=4, temperature=3.0, seed=7, max_tokens=30, ignore_eos=True)
+    (alone,) = llm.generate([prompt], params)
+    beside = llm.generate([prompt, "A1#2?\n", prompt], [params, GREEDY, SamplingParams(temperature=3.0, max_tokens=5)])
+    texts = [completion.text for completion in alone.completions]
+    assert texts == [completion.text for completion in beside[0].completions]
+    assert len(set(texts)) > 1
+
+
+def test_logprobs_and_logit_bias(llm: LLM) -> None:
+    ((prompt, answer),) = samples(1, num_states=3, num_steps=4, seed=5)
+    params = SamplingParams(temperature=0.0, logprobs=2, max_tokens=5, logit_bias={3: -100.0})
+    (result,) = llm.generate([prompt], params)
+    (completion,) = result.completions
+    assert [each.sampled.text for each in completion.logprobs] == list(answer[:5])
+    for each in completion.logprobs:
+        assert len(each.top) == 2
+        assert each.sampled.logprob <= each.top[0].logprob <= 0
+
+
+def test_one_refused_prompt_does_not_disturb_the_others(llm: LLM) -> None:
+    ((prompt, answer),) = samples(1, num_states=3, num_steps=4, seed=6)
+    too_long = [5] * 20_000
+    results = llm.generate([prompt, too_long, prompt, [999]], GREEDY)
+    assert [results[0].text, results[2].text] == [answer, answer]
+    assert "max_model_len 16384" in str(results[1].error)
+    assert "token id must be in [0, 63]" in str(results[3].error)
+    with pytest.raises(InvalidRequestError, match="chat template"):
+        llm.chat([{"role": "user", "content": "hi"}])
+
+
+def test_other_clients_and_abort(llm: LLM) -> None:
+    ((prompt, answer),) = samples(1, num_states=3, num_steps=6, seed=7)
+    endless = SamplingParams(temperature=0.0, ignore_eos=True)
+    with Client(llm.address) as client:
+        stream = client.stream(prompt, endless)
+        next(stream)
+        stream.close()
+        assert client.generate(prompt, GREEDY)[0].text == answer
+    abandoned = Client(llm.address)
+    next(abandoned.stream(prompt, endless))
+    # The engine must notice on its own that this client has gone.
+    abandoned.close()
+
+
+def test_clients_of_many_threads(llm: LLM) -> None:
+    tasks = samples(8, num_states=3, num_steps=5, seed=8)
+    texts: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        with Client(llm.address) as client:
+            texts[number] = client.generate(tasks[number][0], GREEDY)[0].text
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(tasks))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert [texts[number] for number in range(len(tasks))] == [answer for _, answer in tasks]
+
+
+def test_async_client(llm: LLM) -> None:
+    tasks = samples(3, num_states=3, num_steps=5, seed=9)
+
+    async def ask() -> list[str]:
+        async with AsyncClient(llm.address) as client:
+            results = await asyncio.gather(*(client.generate(prompt, GREEDY) for prompt, _ in tasks))
+        return [result[0].text for result in results]
+
+    assert asyncio.run(ask()) == [answer for _, answer in tasks]
+
+
+def test_nobody_listens_at_a_wrong_address(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="nobody"):
+        Client(f"ipc://{tmp_path}/nobody")
