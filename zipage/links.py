@@ -76,18 +76,15 @@ class Link(Generic[Incoming, Outgoing]):
         """Queue a message; returns at once."""
         self._socket.send(self._encoder.encode(message))
 
-    def receive(self, timeout: float | None = None) -> Incoming | None:
-        """Wait up to `timeout` seconds, without end by default, for the next message; None where none came.
+    def receive(self) -> Incoming:
+        """Wait for the next message.
 
         Raises:
             Stopped: this process is to end; messages that still wait are not delivered.
             EngineError: the frame is no message of this link.
         """
-        events = dict(self._poller.poll(None if timeout is None else int(1000 * timeout)))
-        if self._lifeline_fd in events:
+        if self._lifeline_fd in dict(self._poller.poll()):
             raise Stopped
-        if self._socket not in events:
-            return None
         return _decode(self._decoder, self._socket.recv(), self._name)
 
     def close(self) -> None:

@@ -25,14 +25,14 @@ def main(context: WorkerContext) -> None:
             pool = open_pool(command.export, context.pool_fd)
             link.send(PoolOpened())
             report_ready(context)
-        elif command is not None:
-            if pool is None:
-                raise EngineError("a compression job came before the pool")
-            started = time.monotonic()
-            result = run_job(command, pool, context.config.scoring)
-            if pool.device.type == "cuda":
-                torch.cuda.synchronize(pool.device)
-            link.send(CompressionDone(command.uid, result.num_pinned, time.monotonic() - started))
+            continue
+        if pool is None:
+            raise EngineError("a compression job came before the pool")
+        started = time.monotonic()
+        result = run_job(command, pool, context.config.scoring)
+        if pool.device.type == "cuda":
+            torch.cuda.synchronize(pool.device)
+        link.send(CompressionDone(command.uid, result.num_pinned, time.monotonic() - started))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ def main(context: WorkerContext) -> None:
     link.send(state.export)
     report_ready(context)
     while True:
-        step = link.receive()
-        if step is not None:
-            link.send(state.executor.execute(step))
+        link.send(state.executor.execute(link.receive()))
 
 
 if __name__ == "__main__":
