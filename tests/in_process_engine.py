@@ -1,5 +1,6 @@
 """The engine's plain modules driven in one process, step by step: no sockets, no timing, every compression visible."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from zipage.eviction.job import run_job
 from zipage.execution.executor import Executor
 from zipage.execution.pool import KVPool, allocate_on_gpu
 from zipage.execution.pool_size import choose_geometry, effective_max_model_len
-from zipage.messages import CompressionDone, CompressionJob, RequestMetrics, SampledToken, TokenRequest
+from zipage.messages import CompressionDone, CompressionJob, RequestMetrics, SampledToken, Step, TokenRequest
 from zipage.models.config import load_model_config
 from zipage.models.decoder import Decoder
 from zipage.models.loading import load_decoder
@@ -98,21 +99,23 @@ class InProcessEngine:
     def run(self, max_steps: int | None = None) -> None:
         """Step until nothing is left, checking the scheduler's integrity on the way."""
         jobs: list[CompressionJob] = []
+        steps: deque[Step] = deque()
         while not self.scheduler.is_idle:
             if len(self.step_sizes) == max_steps:
                 self.scheduler.abort(self.results, 0.0)
-                break
-            step = self.scheduler.plan()
-            assert step is not None or jobs, "the scheduler is stuck"
-            if step is not None:
-                self.step_sizes.append(sum(work.num_tokens for work in step.work))
-                jobs += self._finish_step(step)
+            while (step := self.scheduler.plan()) is not None:
+                steps.append(step)
+            assert steps or jobs, "the scheduler is stuck"
+            if steps:
+                self.step_sizes.append(sum(work.num_tokens for work in steps[0].work))
+                jobs += self._finish_step(steps.popleft())
+            # Jobs run before the steps that were planned ahead of them, which must not touch the same blocks.
             for job in self.finish_jobs(jobs):
                 self._compress(job)
                 jobs.remove(job)
             assert not self.scheduler.integrity_errors()
 
-    def _finish_step(self, step) -> list[CompressionJob]:
+    def _finish_step(self, step: Step) -> list[CompressionJob]:
         outcome = self.scheduler.finish_step(self.executor.execute(step), 0.0)
         for output in outcome.outputs:
             result = self.results[output.uid]

@@ -117,6 +117,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         seed: seeds the requests that bring no seed of their own.
         kv_budget: most KV entries that a request keeps resident, in tokens; rounded up to whole blocks; 0 is no limit.
         block_size: tokens per KV block, a power of two from 8 to 256.
+        plan_ahead: send the next step to the decode worker before the tokens of the last one are back.
         kv_cache_gb: memory for the KV cache in GiB (2**30 bytes); `None` is chosen from free memory.
         scoring: how a compression chooses the entries that survive.
         ready_timeout: seconds until every process must be ready.
@@ -133,6 +134,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     seed: int = 0
     kv_budget: int = 0
     block_size: int = 16
+    plan_ahead: bool = True
     kv_cache_gb: float | None = None
     scoring: ScoringOptions = ScoringOptions()
     ready_timeout: float = 300.0

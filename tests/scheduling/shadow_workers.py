@@ -19,11 +19,12 @@ class ShadowRow:
 
 @dataclass
 class ShadowWorkers:
-    """Both workers. `jobs` are open compression jobs; their blocks may not appear in any planned step."""
+    """Both workers. No step that has not returned may touch the blocks of an open compression job."""
 
     limits: SchedulerLimits
     rows: dict[int, ShadowRow] = field(default_factory=dict)
     jobs: dict[int, CompressionJob] = field(default_factory=dict)
+    touched: dict[int, set[int]] = field(default_factory=dict)
 
     def execute(self, step: Step, token_ids: list[int]) -> StepResult:
         """Apply a step; `token_ids` are what is sampled, in order, repeated as needed."""
@@ -56,8 +57,13 @@ class ShadowWorkers:
             assert job.num_entries == len(job.block_table) * self.limits.block_size
             assert set(job.target_blocks) <= set(job.block_table)
             assert job.query_slot >= 0
+            for blocks in self.touched.values():
+                assert not blocks & set(job.block_table), "a job was ordered on blocks of a step in flight"
             assert job.keep == len(job.target_blocks) * self.limits.block_size < job.num_entries
             self.jobs[job.uid] = job
+
+    def returned(self, step_id: int) -> None:
+        del self.touched[step_id]
 
     def finish(self, uid: int) -> CompressionDone:
         self.jobs.pop(uid)
@@ -72,5 +78,6 @@ class ShadowWorkers:
         assert len(set(touched)) == len(touched), "two requests of one step share a block"
         in_jobs = {block for job in self.jobs.values() for block in job.block_table}
         assert not in_jobs & set(touched), "a step touches blocks of an open job"
+        self.touched[step.step_id] = set(touched)
         slots = [row.query_slot for row in self.rows.values() if row.query_slot >= 0]
         assert len(set(slots)) == len(slots)

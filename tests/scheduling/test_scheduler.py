@@ -20,6 +20,7 @@ def make_scheduler(**overrides) -> Scheduler:
         "max_num_seqs": 4,
         "max_num_batched_tokens": 32,
         "max_model_len": 1000,
+        "max_steps_in_flight": 1,
         "scoring": ScoringOptions(window=4),
     }
     return Scheduler(SchedulerLimits(**{**limits, **overrides}))
@@ -44,6 +45,30 @@ def test_prefill_is_chunked_and_mixed_with_decode() -> None:
     assert [(work.row, work.num_tokens) for work in second.work] == [(0, 1), (1, 9)]
     scheduler.finish_step(answer(second, [0]), 0.0)
     assert [(work.row, work.num_tokens) for work in scheduler.plan().work] == [(0, 1), (1, 4)]
+
+
+def test_the_next_step_is_planned_before_the_tokens_are_back() -> None:
+    scheduler = make_scheduler(max_steps_in_flight=2)
+    scheduler.add([request(0, 8)], 0.0)
+    first, second = scheduler.plan(), scheduler.plan()
+    assert [(work.row, work.num_tokens) for work in second.work] == [(0, 1)]
+    assert scheduler.plan() is None
+    scheduler.finish_step(answer(first, [0]), 0.0)
+    third = scheduler.plan()
+    (ended,) = scheduler.finish_step(answer(second, [0], token=2), 0.0).outputs
+    assert (ended.finish_reason, ended.metrics.output_tokens) == ("stop", 2)
+    # The third step computes a token for nothing; until it returns its blocks are not free.
+    assert scheduler.blocks.num_used == 2
+    assert scheduler.finish_step(answer(third, [0], token=6), 0.0).outputs == []
+    assert scheduler.is_idle
+
+
+def test_no_step_is_planned_past_the_last_token() -> None:
+    scheduler = make_scheduler(max_steps_in_flight=3)
+    scheduler.add([request(0, 8, max_tokens=2)], 0.0)
+    assert scheduler.plan() is not None
+    assert scheduler.plan() is not None
+    assert scheduler.plan() is None
 
 
 def test_the_first_of_the_queue_is_never_overtaken() -> None:

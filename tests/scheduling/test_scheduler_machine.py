@@ -1,7 +1,9 @@
 """The scheduler under arbitrary orders of events: nothing leaks, nothing is owned twice, everything ends."""
 
+from collections import deque
+
 import hypothesis.strategies as st
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from shadow_workers import ShadowWorkers
 
@@ -28,6 +30,7 @@ def draw_limits(data: st.DataObject) -> SchedulerLimits:
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=data.draw(st.integers(max_num_seqs, 64)),
         max_model_len=data.draw(st.integers(4, 400)),
+        max_steps_in_flight=data.draw(st.integers(1, 3)),
         scoring=ScoringOptions(),
     )
 
@@ -40,7 +43,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.limits = draw_limits(data)
         self.scheduler = Scheduler(self.limits)
         self.workers = ShadowWorkers(self.limits)
-        self.result: StepResult | None = None
+        self.results: deque[StepResult] = deque()
         self.live: set[int] = set()
         self.next_uid = 0
 
@@ -61,18 +64,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(token_ids=st.lists(st.sampled_from([EOS, 5, 5, 5, 5, 6]), min_size=1, max_size=3))
     def plan(self, token_ids: list[int]) -> None:
         step = self.scheduler.plan()
-        if self.result is not None:
-            assert step is None
-        elif step is not None:
-            self.result = self.workers.execute(step, token_ids)
+        if step is not None:
+            self.results.append(self.workers.execute(step, token_ids))
+            assert len(self.results) <= self.limits.max_steps_in_flight
         else:
-            assert not self.live or self.workers.jobs, "requests are left, but nothing is planned"
+            assert not self.live or self.workers.jobs or self.results, "requests are left, but nothing is planned"
 
-    @precondition(lambda self: self.result is not None)
+    @precondition(lambda self: self.results)
     @rule()
     def finish_step(self) -> None:
-        outcome = self.scheduler.finish_step(self.result, 1.0)
-        self.result = None
+        result = self.results.popleft()
+        outcome = self.scheduler.finish_step(result, 1.0)
+        self.workers.returned(result.step_id)
         for output in outcome.outputs:
             assert output.uid in self.live
             if output.finish_reason is not None:
@@ -107,12 +110,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         for _ in range(20_000):
-            if self.result is not None:
+            if self.results:
                 self.finish_step()
             elif self.workers.jobs:
                 self.scheduler.finish_compression(self.workers.finish(min(self.workers.jobs)))
             elif (step := self.scheduler.plan()) is not None:
-                self.result = self.workers.execute(step, [5, 6])
+                self.results.append(self.workers.execute(step, [5, 6]))
             else:
                 break
         assert not self.live
@@ -122,4 +125,6 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestSchedulerMachine.settings = settings(
+    max_examples=150, stateful_step_count=60, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate)
+)

@@ -2,7 +2,7 @@
 
 from zipage.messages import CompressionDone, CompressionJob, TableUpdate
 from zipage.scheduling.limits import SchedulerLimits
-from zipage.scheduling.request import Request
+from zipage.scheduling.request import Request, RequestState
 
 
 def must_compress(request: Request, limits: SchedulerLimits) -> bool:
@@ -10,7 +10,7 @@ def must_compress(request: Request, limits: SchedulerLimits) -> bool:
     num_blocks = len(request.block_table)
     return (
         request.query_slot >= 0
-        and request.num_uncomputed <= 1
+        and request.state is RequestState.RUNNING
         and num_blocks >= limits.max_blocks_per_request
         and request.resident_length == num_blocks * limits.block_size
     )

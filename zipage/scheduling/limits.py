@@ -17,6 +17,7 @@ class SchedulerLimits:
         max_num_seqs: requests that hold a row of the decode worker.
         max_num_batched_tokens: tokens of one step.
         max_model_len: tokens of one sequence.
+        max_steps_in_flight: steps that may be planned before the oldest of them has returned.
         scoring: what is observed, for the numbers that a compression job names.
     """
 
@@ -27,6 +28,7 @@ class SchedulerLimits:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
+    max_steps_in_flight: int
     scoring: ScoringOptions
 
     @classmethod
@@ -39,6 +41,7 @@ class SchedulerLimits:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=max_model_len,
+            max_steps_in_flight=2 if config.plan_ahead else 1,
             scoring=config.scoring,
         )
 

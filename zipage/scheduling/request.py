@@ -23,8 +23,8 @@ _ENDS = (RequestState.FINISHED, RequestState.ABORTED)
 
 ALLOWED_TRANSITIONS: dict[RequestState, Collection[RequestState]] = {
     RequestState.WAITING: (RequestState.PREFILLING, RequestState.ABORTED),
-    # A request is preempted back to WAITING; a prompt of which the first sampled token ends it goes to FINISHED.
-    RequestState.PREFILLING: (RequestState.RUNNING, RequestState.COMPRESSING, RequestState.WAITING, *_ENDS),
+    # A preempted request goes back to WAITING.
+    RequestState.PREFILLING: (RequestState.RUNNING, RequestState.WAITING, RequestState.ABORTED),
     RequestState.RUNNING: (RequestState.COMPRESSING, RequestState.WAITING, *_ENDS),
     RequestState.COMPRESSING: (RequestState.RUNNING, RequestState.ABORTED),
     RequestState.FINISHED: (),
@@ -53,7 +53,9 @@ class Request:
         num_survivors: leading resident entries that survived the last compression.
         num_pinned: leading resident entries that are the pinned prompt's.
         interval_start: position at which the observed interval began.
-        in_flight: a planned step that has not returned yet touches this request.
+        in_flight: planned steps that have not returned yet and touch this request.
+        pending_tokens: tokens that those steps will sample.
+        is_paused: nothing more is planned until those steps have returned, because its blocks are wanted.
         job_in_flight: a compression job that is not done yet touches its blocks.
         times in seconds of the caller's monotonic clock.
     """
@@ -74,7 +76,9 @@ class Request:
     num_survivors: int = 0
     num_pinned: int = 0
     interval_start: int = 0
-    in_flight: bool = False
+    in_flight: int = 0
+    pending_tokens: int = 0
+    is_paused: bool = False
     job_in_flight: bool = False
     compressions: int = 0
     preemptions: int = 0
@@ -100,8 +104,13 @@ class Request:
 
     @property
     def num_uncomputed(self) -> int:
-        """Known tokens that no planned step has computed: the rest of a prompt, or the last sampled token."""
-        return len(self.token_ids) - self.position
+        """Tokens that no planned step computes: the rest of a prompt, or the last one that is or will be sampled."""
+        return len(self.token_ids) + self.pending_tokens - self.position
+
+    @property
+    def is_complete(self) -> bool:
+        """The tokens that planned steps will sample are the last ones of `max_length`."""
+        return len(self.token_ids) + self.pending_tokens >= self.max_length
 
     @property
     def is_ended(self) -> bool:

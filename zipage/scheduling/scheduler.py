@@ -69,7 +69,8 @@ class Scheduler:
         # Ended requests whose blocks a step or a job still touches.
         self._draining: dict[int, Request] = {}
         self._next_step = _NextStep()
-        self._in_flight: list[Request] | None = None
+        # Planned steps that have not returned, oldest first.
+        self._in_flight: deque[_PlannedStep] = deque()
 
     # ---- requests in ------------------------------------------------------------------------------------------------
 
@@ -103,8 +104,12 @@ class Scheduler:
     # ---- steps ------------------------------------------------------------------------------------------------------
 
     def plan(self) -> Step | None:
-        """The next step, or None where one is in flight or nothing can be computed."""
-        if self._in_flight is not None:
+        """The next step, or None where enough are in flight or nothing can be computed.
+
+        A step that is planned before the tokens of the last one are back feeds them to itself in the decode worker.
+        Where a request turns out to have ended, such a step has computed one token for nothing, which is dropped.
+        """
+        if len(self._in_flight) >= self.limits.max_steps_in_flight:
             return None
         tokens_left = self.limits.max_num_batched_tokens
         for state in (RequestState.RUNNING, RequestState.PREFILLING):
@@ -117,25 +122,27 @@ class Scheduler:
             tokens_left -= self._plan_request(request, tokens_left)
         if not self._next_step.planned:
             return None
-        self._in_flight = self._next_step.planned
         step = self._next_step.build(self.counters.steps)
+        self._in_flight.append(_PlannedStep(step.step_id, self._next_step.planned))
         self._next_step = _NextStep()
         self.counters.steps += 1
         return step
 
     def finish_step(self, result: StepResult, now: float) -> StepOutcome:
-        """Take the tokens of the step in flight."""
+        """Take the tokens of the oldest step in flight."""
         outcome = StepOutcome()
-        if self._in_flight is None:
-            raise RuntimeError(f"step {result.step_id} returned, but none is in flight")
-        touched, self._in_flight = self._in_flight, None
+        if not self._in_flight or self._in_flight[0].step_id != result.step_id:
+            raise RuntimeError(f"step {result.step_id} returned out of order")
         sampled = dict(zip(result.rows, result.tokens, strict=True))
-        for request in touched:
-            request.in_flight = False
+        for request in self._in_flight.popleft().requests:
+            request.in_flight -= 1
+            token = sampled.get(request.row)
+            if token is not None:
+                request.pending_tokens -= 1
             if request.is_ended:
                 self._release_when_quiet(request)
-            elif request.row in sampled:
-                self._take_token(request, sampled[request.row], now, outcome)
+            elif token is not None:
+                self._take_token(request, token, now, outcome)
         return outcome
 
     def finish_compression(self, done: CompressionDone) -> None:
@@ -220,6 +227,11 @@ class Scheduler:
         """Plan the request's next tokens; returns how many (0 where it has to wait for a block)."""
         if request.uid not in self._running:
             return 0
+        if request.is_paused and request.in_flight:
+            return 0
+        request.is_paused = False
+        if request.is_complete or must_compress(request, self.limits):
+            return 0
         num_tokens = min(request.num_uncomputed, tokens_left)
         missing = self.limits.blocks_for(request.resident_length + num_tokens) - len(request.block_table)
         if not self._make_room(request, missing):
@@ -228,7 +240,11 @@ class Scheduler:
         request.hold_blocks(new_blocks)
         request.position += num_tokens
         request.resident_length += num_tokens
-        request.in_flight = True
+        request.in_flight += 1
+        if request.num_uncomputed == 0:
+            request.pending_tokens += 1
+            if request.state is RequestState.PREFILLING:
+                request.move_to(RequestState.RUNNING)
         self._next_step.planned.append(request)
         self._next_step.work.append(RowWork(request.row, num_tokens, new_blocks))
         return num_tokens
@@ -241,7 +257,10 @@ class Scheduler:
         """
         while self.blocks.num_free < wanted:
             victim = next(reversed(self._running.values()))
-            if victim is request or victim.in_flight or self.limits.max_blocks_per_request:
+            if victim is request or self.limits.max_blocks_per_request:
+                return False
+            if victim.in_flight:
+                victim.is_paused = True
                 return False
             self._preempt(victim)
         return True
@@ -268,12 +287,10 @@ class Scheduler:
             self._finish(request, token, ending, now, outcome)
             return
         outcome.outputs.append(TokenOutput(request.uid, token))
-        if must_compress(request, self.limits):
+        if not request.in_flight and must_compress(request, self.limits):
             request.move_to(RequestState.COMPRESSING)
             request.job_in_flight = True
             outcome.jobs.append(make_job(request, self.limits))
-        elif request.state is RequestState.PREFILLING:
-            request.move_to(RequestState.RUNNING)
 
     def _finish(self, request: Request, token: SampledToken, ending: Ending, now: float, outcome: StepOutcome) -> None:
         self._end(request, RequestState.FINISHED, now)
@@ -302,6 +319,14 @@ class Scheduler:
         self._next_step.release_row(request.row)
         self.rows.give_back([request.row])
         request.row = -1
+
+
+@dataclass(frozen=True)
+class _PlannedStep:
+    """A step that has not returned, and the requests that it touches."""
+
+    step_id: int
+    requests: list[Request]
 
 
 @dataclass

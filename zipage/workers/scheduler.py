@@ -52,7 +52,7 @@ class SchedulerProcess:
                 case StatusQuery(query_id):
                     status = engine_status(self._scheduler, self._context.config, self._export, query_id)
                     await self._links.tokenizer.send(status)
-            await self._send_step()
+            await self._send_steps()
 
     async def serve_decode(self) -> None:
         """Step results in; the next step, compression jobs and tokens out."""
@@ -62,7 +62,7 @@ class SchedulerProcess:
                 raise EngineError("the decode worker exported its pool twice")
             outcome = self._scheduler.finish_step(result, time.monotonic())
             # The next step first: the device waits for it, the others do not.
-            await self._send_step()
+            await self._send_steps()
             for job in outcome.jobs:
                 await self._links.compression.send(job)
             if outcome.outputs:
@@ -75,11 +75,10 @@ class SchedulerProcess:
             if not isinstance(done, CompressionDone):
                 raise EngineError("the compression worker opened the pool twice")
             self._scheduler.finish_compression(done)
-            await self._send_step()
+            await self._send_steps()
 
-    async def _send_step(self) -> None:
-        step = self._scheduler.plan()
-        if step is not None:
+    async def _send_steps(self) -> None:
+        while (step := self._scheduler.plan()) is not None:
             await self._links.decode.send(step)
 
 
