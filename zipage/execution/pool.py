@@ -87,6 +87,8 @@ def open_on_gpu(export: PoolExport) -> KVPool:
     Raises:
         EngineError: the driver, the allocator or the container cannot share device memory.
     """
+    # Opening a handle does not start CUDA by itself, and crashes without it.
+    torch.cuda.init()
     tensors, device = {}, torch.device(export.device)
     for name, shape, dtype in _layout(export.geometry):
         if name not in export.cuda_handles:
