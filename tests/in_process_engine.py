@@ -108,22 +108,21 @@ class InProcessEngine:
             assert steps or jobs, "the scheduler is stuck"
             if steps:
                 self.step_sizes.append(sum(work.num_tokens for work in steps[0].work))
-                jobs += self._finish_step(steps.popleft())
+                self._finish_step(steps.popleft())
+            jobs += self.scheduler.plan_jobs()
             # Jobs run before the steps that were planned ahead of them, which must not touch the same blocks.
             for job in self.finish_jobs(jobs):
                 self._compress(job)
                 jobs.remove(job)
             assert not self.scheduler.integrity_errors()
 
-    def _finish_step(self, step: Step) -> list[CompressionJob]:
-        outcome = self.scheduler.finish_step(self.executor.execute(step), 0.0)
-        for output in outcome.outputs:
+    def _finish_step(self, step: Step) -> None:
+        for output in self.scheduler.finish_step(self.executor.execute(step), 0.0):
             result = self.results[output.uid]
             if output.token is not None:
                 result.tokens.append(output.token.token_id)
                 result.sampled.append(output.token)
             result.finish_reason, result.metrics = output.finish_reason, output.metrics
-        return outcome.jobs
 
     def _compress(self, job: CompressionJob) -> None:
         result = run_job(job, self.pool, self.config.scoring)

@@ -37,11 +37,14 @@ def test_a_single_prompt_streams_to_standard_output(command):
         "model bundled, at most 16384 tokens a sequence, 256 sequences at once",
         "KV cache of 1600 tokens (100 blocks of 16)",
     ]
-    assert re.fullmatch(r"1 requests, 3 output tokens in \d+\.\d s: \d+\.\d tokens/s", lines[3])
+    assert re.fullmatch(r"1 request, 3 output tokens in \d+\.\d s: \d+\.\d tokens/s", lines[3])
     assert lines[4] == (
         "TTFT mean 500.0 ms, p50 500.0 ms, p99 500.0 ms; TPOT mean 500.0 ms, p50 500.0 ms, p99 500.0 ms"
     )
-    assert lines[5] == "1 compressions, 0 preemptions, peak pool use 40% (40 of 100 blocks), KV budget off"
+    assert (
+        lines[5]
+        == "1 compressions, 0 preemptions, peak pool use 40% (40 of 100 blocks), prefix cache hits 0%, KV budget off"
+    )
 
 
 def test_several_prompts_are_answered_in_order(command):

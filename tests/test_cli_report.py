@@ -74,10 +74,11 @@ def test_a_summary_counts_every_completion():
     summary.add([metrics(5), metrics(0)])
     summary.add([])
     summary.add([metrics_of(3), None])
-    first, times, last = summary.report(EngineConfig(model="x", kv_budget=100), fake_status()).splitlines()
+    status = fake_status(prompt_tokens=200, cached_tokens=50)
+    first, times, last = summary.report(EngineConfig(model="x", kv_budget=100), status).splitlines()
     assert first == "3 requests, 8 output tokens in 0.0 s: 0.0 tokens/s"
     assert times == ("TTFT mean 375.0 ms, p50 250.0 ms, p99 500.0 ms; TPOT mean 375.0 ms, p50 250.0 ms, p99 500.0 ms")
     assert last == (
-        "5 compressions, 2 preemptions, peak pool use 40% (40 of 100 blocks), "
+        "5 compressions, 2 preemptions, peak pool use 40% (40 of 100 blocks), prefix cache hits 25%, "
         "KV budget 100 -> 112 tokens (7 blocks of 16)"
     )

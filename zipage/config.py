@@ -118,6 +118,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         kv_budget: most KV entries that a request keeps resident, in tokens; rounded up to whole blocks; 0 is no limit.
         block_size: tokens per KV block, a power of two from 8 to 256.
         plan_ahead: send the next step to the decode worker before the tokens of the last one are back.
+        prefix_caching: share KV blocks between requests whose tokens begin alike; off where attention is accumulated
+            (`observe=all` under a budget).
         kv_cache_gb: memory for the KV cache in GiB (2**30 bytes); `None` is chosen from free memory.
         scoring: how a compression chooses the entries that survive.
         ready_timeout: seconds until every process must be ready.
@@ -135,6 +137,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_budget: int = 0
     block_size: int = 16
     plan_ahead: bool = True
+    prefix_caching: bool = True
     kv_cache_gb: float | None = None
     scoring: ScoringOptions = ScoringOptions()
     ready_timeout: float = 300.0

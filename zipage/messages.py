@@ -139,6 +139,7 @@ class Status(Message, frozen=True):
     compressions: int
     preemptions: int
     prompt_tokens: int
+    cached_tokens: int
     output_tokens: int
     integrity_errors: list[str]
 
@@ -256,7 +257,8 @@ class Admission(Item, frozen=True):
     """Puts a request into a row of the decode worker's state.
 
     `token_ids` are the prompt and, after a preemption, the tokens already sampled; the first `prompt_length` of them
-    are the prompt. `query_slot` is -1 where no queries are recorded.
+    are the prompt. The first `position` of them are in the cache already, in the blocks of `block_table`. `query_slot`
+    is -1 where no queries are recorded.
     """
 
     row: int
@@ -265,6 +267,8 @@ class Admission(Item, frozen=True):
     params: SamplingParams
     eos_token_ids: tuple[int, ...]
     query_slot: int
+    block_table: list[int]
+    position: int
 
 
 class TableUpdate(Item, frozen=True):

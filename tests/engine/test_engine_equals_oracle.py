@@ -84,8 +84,8 @@ def test_same_entries_and_tokens(checkpoint: Path, scoring: str, block_size: int
     results = engine.generate(make_prompts(), greedy(NUM_TOKENS))
     expected = oracle_results(checkpoint, options, block_size, budget)
     check_equal(results, expected, config.max_blocks_per_request, block_size)
-    assert engine.scheduler.blocks.num_used == 0
-    assert engine.scheduler.slots.num_used == 0
+    assert engine.scheduler.holdings.blocks.num_used == 0
+    assert engine.scheduler.holdings.slots.num_used == 0
 
 
 @pytest.mark.parametrize("scoring", ["default", "default,observe=all,window=8,recent_share=0"])
@@ -110,7 +110,7 @@ def test_late_and_reordered_jobs_change_nothing(checkpoint: Path, scoring: str) 
 
     engine.finish_jobs = newest_every_third_time
     results = engine.generate(make_prompts(), greedy(NUM_TOKENS))
-    assert engine.scheduler.blocks.peak < sum(-(-(length + NUM_TOKENS) // 8) for length in PROMPT_LENGTHS)
+    assert engine.scheduler.holdings.blocks.peak < sum(-(-(length + NUM_TOKENS) // 8) for length in PROMPT_LENGTHS)
     check_equal(results, oracle_results(checkpoint, options, 8, 33), config.max_blocks_per_request, 8)
 
 
@@ -133,5 +133,5 @@ def test_a_budget_that_is_never_reached_changes_no_bit(checkpoint: Path, observe
         sampled = engine.generate(make_prompts(), params, max_steps=90)
         results.append([result.sampled for result in sampled])
         assert engine.scheduler.counters.compressions == 0
-        assert engine.scheduler.slots.peak == (len(PROMPT_LENGTHS) if config.kv_budget else 0)
+        assert engine.scheduler.holdings.slots.peak == (len(PROMPT_LENGTHS) if config.kv_budget else 0)
     assert results[0] == results[1]

@@ -21,6 +21,7 @@ def make_scheduler(**overrides) -> Scheduler:
         "max_num_batched_tokens": 32,
         "max_model_len": 1000,
         "max_steps_in_flight": 1,
+        "prefix_caching": False,
         "scoring": ScoringOptions(window=4),
     }
     return Scheduler(SchedulerLimits(**{**limits, **overrides}))
@@ -55,11 +56,11 @@ def test_the_next_step_is_planned_before_the_tokens_are_back() -> None:
     assert scheduler.plan() is None
     scheduler.finish_step(answer(first, [0]), 0.0)
     third = scheduler.plan()
-    (ended,) = scheduler.finish_step(answer(second, [0], token=2), 0.0).outputs
+    (ended,) = scheduler.finish_step(answer(second, [0], token=2), 0.0)
     assert (ended.finish_reason, ended.metrics.output_tokens) == ("stop", 2)
     # The third step computes a token for nothing; until it returns its blocks are not free.
-    assert scheduler.blocks.num_used == 2
-    assert scheduler.finish_step(answer(third, [0], token=6), 0.0).outputs == []
+    assert scheduler.holdings.blocks.num_used == 2
+    assert scheduler.finish_step(answer(third, [0], token=6), 0.0) == []
     assert scheduler.is_idle
 
 
@@ -89,8 +90,8 @@ def test_the_newest_is_preempted_and_recomputed_from_its_tokens() -> None:
     assert [work.row for work in step.work] == [0]
     assert step.released_rows == [1]
     assert scheduler.counters.preemptions == 1
-    outcome = scheduler.finish_step(answer(step, [0], token=2), 0.0)
-    assert outcome.outputs[0].finish_reason == "stop"
+    (output,) = scheduler.finish_step(answer(step, [0], token=2), 0.0)
+    assert output.finish_reason == "stop"
     step = scheduler.plan()
     assert step.admissions[0].token_ids == [*range(10, 26), 5]
     assert step.admissions[0].prompt_length == 16
@@ -103,7 +104,8 @@ def test_a_request_is_compressed_when_its_last_block_is_full() -> None:
     steps = 0
     while not jobs:
         step = scheduler.plan()
-        jobs = scheduler.finish_step(answer(step, [0]), 0.0).jobs
+        scheduler.finish_step(answer(step, [0]), 0.0)
+        jobs = scheduler.plan_jobs()
         steps += 1
     # 22 prompt tokens and two sampled ones fill three blocks of 8.
     assert steps == 3
@@ -124,25 +126,25 @@ def test_a_request_is_compressed_when_its_last_block_is_full() -> None:
 def test_a_long_prompt_gives_back_the_blocks_beyond_its_budget() -> None:
     scheduler = make_scheduler(num_query_slots=2, max_blocks_per_request=3, max_num_batched_tokens=64)
     scheduler.add([request(0, 48)], 0.0)
-    outcome = scheduler.finish_step(answer(scheduler.plan(), [0]), 0.0)
-    assert outcome.jobs[0].num_entries == 48
-    assert scheduler.blocks.num_used == 6
+    scheduler.finish_step(answer(scheduler.plan(), [0]), 0.0)
+    assert scheduler.plan_jobs()[0].num_entries == 48
+    assert scheduler.holdings.blocks.num_used == 6
     scheduler.finish_compression(CompressionDone(0, 0, 0.0))
-    assert scheduler.blocks.num_used == 3
+    assert scheduler.holdings.blocks.num_used == 3
 
 
 def test_aborting_during_a_job_frees_blocks_only_when_it_is_done() -> None:
     scheduler = make_scheduler(num_query_slots=2, max_blocks_per_request=2)
     scheduler.add([request(0, 16)], 0.0)
-    outcome = scheduler.finish_step(answer(scheduler.plan(), [0]), 0.0)
-    assert outcome.jobs
+    scheduler.finish_step(answer(scheduler.plan(), [0]), 0.0)
+    assert scheduler.plan_jobs()
     (output,) = scheduler.abort([0], 3.0)
     assert (output.finish_reason, output.token, output.metrics.finished) == ("abort", None, 3.0)
-    assert scheduler.blocks.num_used == 2
+    assert scheduler.holdings.blocks.num_used == 2
     assert not scheduler.is_idle
     scheduler.finish_compression(CompressionDone(0, 0, 0.0))
-    assert scheduler.blocks.num_used == 0
-    assert scheduler.slots.num_used == 0
+    assert scheduler.holdings.blocks.num_used == 0
+    assert scheduler.holdings.slots.num_used == 0
     assert scheduler.is_idle
 
 
@@ -151,9 +153,9 @@ def test_aborting_during_a_step_frees_blocks_only_when_it_returns() -> None:
     scheduler.add([request(0, 16)], 0.0)
     step = scheduler.plan()
     scheduler.abort([0, 7], 0.0)
-    assert scheduler.blocks.num_used == 2
-    assert scheduler.finish_step(answer(step, [0]), 0.0).outputs == []
-    assert scheduler.blocks.num_used == 0
+    assert scheduler.holdings.blocks.num_used == 2
+    assert scheduler.finish_step(answer(step, [0]), 0.0) == []
+    assert scheduler.holdings.blocks.num_used == 0
     assert scheduler.is_idle
 
 
@@ -184,7 +186,7 @@ def test_a_prompt_that_can_never_run_is_refused_at_once(prompt: int, pool_blocks
 def test_endings(params: dict, token: int, reason: str | None, stop_token: int | None) -> None:
     scheduler = make_scheduler()
     scheduler.add([request(0, 4, **params)], 0.0)
-    (output,) = scheduler.finish_step(answer(scheduler.plan(), [0], token), 0.0).outputs
+    (output,) = scheduler.finish_step(answer(scheduler.plan(), [0], token), 0.0)
     assert (output.finish_reason, output.stop_reason) == (reason, stop_token)
 
 
@@ -193,7 +195,7 @@ def test_a_sequence_ends_where_the_pool_ends() -> None:
     scheduler.add([request(0, 15)], 0.0)
     reasons = []
     while not scheduler.is_idle:
-        (output,) = scheduler.finish_step(answer(scheduler.plan(), [0]), 0.0).outputs
+        (output,) = scheduler.finish_step(answer(scheduler.plan(), [0]), 0.0)
         reasons.append(output.finish_reason)
     assert reasons == [None, "length"]
 
@@ -232,8 +234,107 @@ def test_the_integrity_check_sees_a_leak_and_a_double_owner() -> None:
     first, second = scheduler._running.values()
     first.block_table, kept = list(second.block_table), first.block_table
     errors = scheduler.integrity_errors()
-    assert any("2 owners" in error for error in errors)
-    assert any("no owner" in error for error in errors)
+    assert any("has 2 holders and 1 references" in error for error in errors)
+    assert any("has 0 holders and 1 references" in error for error in errors)
     first.block_table = kept
-    scheduler.blocks.give_back(kept)
-    assert any("held and free" in error for error in scheduler.integrity_errors())
+    scheduler.holdings.blocks.give_back(kept)
+    assert any("has 1 holders and 0 references" in error for error in scheduler.integrity_errors())
+    scheduler.holdings.rows.give_back([first.row])
+    assert any("row 0 is held and free" in error for error in scheduler.integrity_errors())
+    first.row = second.row
+    errors = scheduler.integrity_errors()
+    assert "row 1 has 2 owners" in errors
+
+
+def test_equal_prefixes_share_blocks() -> None:
+    scheduler = make_scheduler(prefix_caching=True, max_num_batched_tokens=64)
+    scheduler.add([request(0, 20), request(1, 22), request(2, 3)], 0.0)
+    step = scheduler.plan()
+    first, second, third = step.admissions
+    # Two full blocks are the same; the third is not full in either.
+    assert (first.position, second.position, third.position) == (0, 16, 0)
+    assert second.block_table == step.work[0].new_blocks[:2]
+    assert scheduler.holdings.blocks.num_used == 5
+    assert scheduler.counters.cached_tokens == 16
+
+
+def test_the_last_token_is_always_computed() -> None:
+    scheduler = make_scheduler(prefix_caching=True, max_num_batched_tokens=64)
+    scheduler.add([request(0, 16), request(1, 16)], 0.0)
+    assert [admission.position for admission in scheduler.plan().admissions] == [0, 8]
+
+
+def test_a_prefix_outlives_its_request_until_its_memory_is_wanted() -> None:
+    scheduler = make_scheduler(prefix_caching=True, max_num_batched_tokens=200)
+    for uid, prompt, cached in ((0, 33, 0), (1, 33, 32)):
+        scheduler.add([request(uid, prompt, max_tokens=1)], 0.0)
+        step = scheduler.plan()
+        assert step.admissions[0].position == cached
+        scheduler.finish_step(answer(step, [step.work[0].row]), 0.0)
+        assert scheduler.holdings.blocks.num_used == 0
+    other = TokenRequest(2, list(range(500, 620)), SamplingParams(max_tokens=1), (2,))
+    scheduler.add([other], 0.0)
+    step = scheduler.plan()
+    scheduler.finish_step(answer(step, [step.work[0].row]), 0.0)
+    # 15 blocks were wanted, so all but the first of the prefix's four are gone: its end goes first.
+    scheduler.add([request(3, 33)], 0.0)
+    assert scheduler.plan().admissions[0].position == 8
+
+
+def test_a_preempted_request_finds_its_own_blocks_again() -> None:
+    scheduler = make_scheduler(num_blocks=4, prefix_caching=True, max_num_batched_tokens=64)
+    first = TokenRequest(0, list(range(100, 116)), SamplingParams(), (2,))
+    scheduler.add([first, request(1, 16)], 0.0)
+    scheduler.finish_step(answer(scheduler.plan(), [0, 1]), 0.0)
+    step = scheduler.plan()
+    assert scheduler.counters.preemptions == 1
+    scheduler.finish_step(answer(step, [0], token=2), 0.0)
+    # Request 0 has taken the second of the two blocks; the first is still there.
+    assert scheduler.plan().admissions[0].position == 8
+
+
+def test_a_shared_block_is_no_target() -> None:
+    limits = {"num_query_slots": 2, "max_blocks_per_request": 3, "prefix_caching": True, "max_num_batched_tokens": 64}
+    scheduler = make_scheduler(**limits)
+    scheduler.add([request(0, 24), request(1, 24)], 0.0)
+    step = scheduler.plan()
+    # Of the prompt's 24 tokens the last 4 are observed, so two blocks are shared.
+    assert [admission.position for admission in step.admissions] == [0, 16]
+    scheduler.finish_step(answer(step, [0, 1]), 0.0)
+    first, second = scheduler.plan_jobs()
+    shared = first.block_table[:2]
+    assert second.block_table[:2] == shared
+    for job in (first, second):
+        assert not set(job.target_blocks) & set(shared)
+    for uid in (0, 1):
+        scheduler.finish_compression(CompressionDone(uid, 0, 0.0))
+        assert scheduler.integrity_errors() == []
+    assert scheduler.holdings.blocks.num_used == 6
+    # The prompt's blocks were not written and can be found by a third request.
+    scheduler.add([request(2, 24)], 0.0)
+    scheduler.abort([0], 0.0)
+    assert scheduler.plan().admissions[0].position == 16
+
+
+def test_compressed_blocks_leave_the_index() -> None:
+    limits = {"num_query_slots": 2, "max_blocks_per_request": 3, "prefix_caching": True, "max_num_batched_tokens": 64}
+    scheduler = make_scheduler(**limits)
+    scheduler.add([request(0, 24)], 0.0)
+    scheduler.finish_step(answer(scheduler.plan(), [0]), 0.0)
+    (job,) = scheduler.plan_jobs()
+    assert job.target_blocks == job.block_table[:2]
+    scheduler.add([request(1, 24)], 0.0)
+    assert scheduler.plan().admissions[0].position == 0
+
+
+@pytest.mark.parametrize(("observe", "position"), [("last", 16), ("spread", 0)])
+def test_observed_queries_are_computed_not_found(observe: str, position: int) -> None:
+    scheduler = make_scheduler(
+        num_query_slots=2,
+        max_blocks_per_request=4,
+        prefix_caching=True,
+        max_num_batched_tokens=64,
+        scoring=ScoringOptions(window=4, observe=observe),
+    )
+    scheduler.add([request(0, 25), request(1, 25)], 0.0)
+    assert scheduler.plan().admissions[1].position == position

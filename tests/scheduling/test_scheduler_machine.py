@@ -31,6 +31,7 @@ def draw_limits(data: st.DataObject) -> SchedulerLimits:
         max_num_batched_tokens=data.draw(st.integers(max_num_seqs, 64)),
         max_model_len=data.draw(st.integers(4, 400)),
         max_steps_in_flight=data.draw(st.integers(1, 3)),
+        prefix_caching=data.draw(st.booleans()),
         scoring=ScoringOptions(),
     )
 
@@ -52,7 +53,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         requests = []
         for prompt, output in lengths:
             params = SamplingParams(max_tokens=output, ignore_eos=output % 3 == 0)
-            requests.append(TokenRequest(self.next_uid, list(range(3, 3 + prompt)), params, (EOS,)))
+            # Prompts of one of two kinds, so that many begin alike.
+            tokens = [5 if index < 40 else 3 + prompt % 2 for index in range(prompt)]
+            requests.append(TokenRequest(self.next_uid, tokens, params, (EOS,)))
             self.next_uid += 1
         refused = {refusal.uid for refusal in self.scheduler.add(requests, 0.0)}
         for request in requests:
@@ -68,19 +71,23 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.results.append(self.workers.execute(step, token_ids))
             assert len(self.results) <= self.limits.max_steps_in_flight
         else:
+            self.plan_jobs()
             assert not self.live or self.workers.jobs or self.results, "requests are left, but nothing is planned"
 
     @precondition(lambda self: self.results)
     @rule()
     def finish_step(self) -> None:
         result = self.results.popleft()
-        outcome = self.scheduler.finish_step(result, 1.0)
+        outputs = self.scheduler.finish_step(result, 1.0)
         self.workers.returned(result.step_id)
-        for output in outcome.outputs:
+        for output in outputs:
             assert output.uid in self.live
             if output.finish_reason is not None:
                 self.live.remove(output.uid)
-        self.workers.accept(outcome.jobs)
+
+    @rule()
+    def plan_jobs(self) -> None:
+        self.workers.accept(self.scheduler.plan_jobs())
 
     @precondition(lambda self: self.workers.jobs)
     @rule(data=st.data())
@@ -109,7 +116,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        for _ in range(20_000):
+        for _ in range(500_000):
+            self.plan_jobs()
             if self.results:
                 self.finish_step()
             elif self.workers.jobs:
@@ -120,7 +128,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 break
         assert not self.live
         assert self.scheduler.is_idle
-        for pool in (self.scheduler.blocks, self.scheduler.slots, self.scheduler.rows):
+        for pool in (self.scheduler.holdings.blocks, self.scheduler.holdings.slots, self.scheduler.holdings.rows):
             assert pool.num_used == 0
 
 

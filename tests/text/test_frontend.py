@@ -338,7 +338,9 @@ def test_messages_about_ended_completions_are_ignored() -> None:
 def status(query_id: int) -> Status:
     counts = dict.fromkeys(("running", "waiting", "compressing", "blocks_total", "blocks_used", "blocks_peak"), 1)
     counts |= dict.fromkeys(("slots_total", "slots_used", "steps", "compressions", "preemptions"), 2)
-    counts |= dict.fromkeys(("prompt_tokens", "output_tokens", "max_model_len", "kv_budget", "block_size"), 3)
+    counts |= dict.fromkeys(
+        ("prompt_tokens", "cached_tokens", "output_tokens", "max_model_len", "kv_budget", "block_size"), 3
+    )
     return Status(query_id=query_id, model="m", integrity_errors=[], **counts)
 
 

@@ -38,6 +38,16 @@ ENGINE_OPTIONS = (
         "--kv-cache-gb", type=float, help="Memory for the KV cache in GiB, 1e-6 or more [chosen from free memory]."
     ),
     click.option("--scoring", metavar="PRESET[,FIELD=VALUE...]", help=_SCORING_HELP),
+    click.option(
+        "--prefix-caching/--no-prefix-caching",
+        default=None,
+        help="Share KV blocks between requests whose tokens begin alike [on].",
+    ),
+    click.option(
+        "--plan-ahead/--no-plan-ahead",
+        default=None,
+        help="Send the next step before the tokens of the last one are back [on].",
+    ),
     click.option("--ready-timeout", type=float, help="Seconds until the engine must be ready, 0.1 or more [300]."),
     click.option("--threads", type=int, help="CPU threads of the decode worker, 0 to 4096; 0 is one per core [0]."),
 )

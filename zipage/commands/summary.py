@@ -74,12 +74,14 @@ class Summary:
         """The report, in three lines; `status` is the engine's after the work."""
         speed = self._output_tokens / self._seconds if self._seconds else 0.0
         peak = f"{100 * status.blocks_peak / status.blocks_total:.0f}%"
+        hits = f"{100 * status.cached_tokens / status.prompt_tokens:.0f}%" if status.prompt_tokens else "0%"
+        requests = f"{self._requests} request{'' if self._requests == 1 else 's'}"
         lines = [
-            f"{self._requests} requests, {self._output_tokens} output tokens in {self._seconds:.1f} s: "
-            f"{speed:.1f} tokens/s",
+            f"{requests}, {self._output_tokens} output tokens in {self._seconds:.1f} s: {speed:.1f} tokens/s",
             f"TTFT {describe_times(self._first_token_seconds)}; TPOT {describe_times(self._token_seconds)}",
             f"{self._compressions} compressions, {self._preemptions} preemptions, peak pool use {peak} "
-            f"({status.blocks_peak} of {status.blocks_total} blocks), KV budget {describe_budget(config)}",
+            f"({status.blocks_peak} of {status.blocks_total} blocks), prefix cache hits {hits}, "
+            f"KV budget {describe_budget(config)}",
         ]
         return "\n".join(lines)
 

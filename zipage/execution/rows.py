@@ -75,9 +75,10 @@ class RowTable:
             self.vocab_size,
             self.block_tables.device,
         )
-        self.rows[admission.row] = Row(
-            list(admission.token_ids), admission.prompt_length, admission.query_slot, sampling
-        )
+        row = Row(list(admission.token_ids), admission.prompt_length, admission.query_slot, sampling)
+        row.position = row.resident_length = admission.position
+        self.rows[admission.row] = row
+        self._append_blocks(RowWork(admission.row, 0, admission.block_table))
 
     def _replace_table(self, update: TableUpdate) -> None:
         row = self.rows[update.row]

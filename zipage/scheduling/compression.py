@@ -17,7 +17,7 @@ def must_compress(request: Request, limits: SchedulerLimits) -> bool:
 
 
 def make_job(request: Request, limits: SchedulerLimits) -> CompressionJob:
-    """The job that keeps `(N_max - 1) * b` entries in the first `N_max - 1` blocks of the table."""
+    """The job that keeps `(N_max - 1) * b` entries in the first blocks of the request's next table."""
     kept_blocks = limits.max_blocks_per_request - 1
     pinned = request.num_pinned
     if request.compressions == 0 and limits.scoring.pin_prompt:
@@ -25,7 +25,7 @@ def make_job(request: Request, limits: SchedulerLimits) -> CompressionJob:
     return CompressionJob(
         uid=request.uid,
         block_table=list(request.block_table),
-        target_blocks=request.block_table[:kept_blocks],
+        target_blocks=request.next_table[:kept_blocks],
         num_entries=request.resident_length,
         num_survivors=request.num_survivors,
         num_observed=_num_accumulated(request, limits.scoring.window),
@@ -35,21 +35,17 @@ def make_job(request: Request, limits: SchedulerLimits) -> CompressionJob:
     )
 
 
-def apply_compression(
-    request: Request, done: CompressionDone, limits: SchedulerLimits
-) -> tuple[TableUpdate, list[int]]:
-    """Shorten the request's table to its survivors and one empty block.
+def count_compression(request: Request, done: CompressionDone, limits: SchedulerLimits) -> TableUpdate:
+    """Note that the request has its survivors only, in the first blocks of its new table, and an empty block.
 
     Returns:
-        The update that the decode worker needs before the request's next step, and the blocks that are free again.
+        The update that the decode worker needs before the request's next step.
     """
-    freed = request.block_table[limits.max_blocks_per_request :]
-    del request.block_table[limits.max_blocks_per_request :]
     request.resident_length = request.num_survivors = (limits.max_blocks_per_request - 1) * limits.block_size
     request.num_pinned = done.num_pinned
     request.interval_start = request.position
     request.compressions += 1
-    return TableUpdate(request.row, list(request.block_table), request.resident_length), freed
+    return TableUpdate(request.row, list(request.block_table), request.resident_length)
 
 
 def _num_accumulated(request: Request, window: int) -> int:

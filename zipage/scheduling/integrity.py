@@ -1,19 +1,19 @@
-"""The check that every block, slot and row has exactly one owner and every table agrees with its request."""
+"""The check that all blocks, slots and rows have the owners that they say, and that tables agree with requests."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from zipage.scheduling.block_pool import BlockPool
 from zipage.scheduling.id_pool import IdPool
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.request import Request
 
 
 def integrity_errors(
-    holders: Iterable[Request], blocks: IdPool, slots: IdPool, rows: IdPool, limits: SchedulerLimits
+    holders: Sequence[Request], blocks: BlockPool, slots: IdPool, rows: IdPool, limits: SchedulerLimits
 ) -> list[str]:
     """Compare what requests hold with what the pools have given out; an empty list is a sound engine."""
-    holders = list(holders)
-    errors = _ownership_errors(blocks, (block for request in holders for block in request.block_table))
+    errors = _block_errors(blocks, Counter(block for request in holders for block in request.held_blocks))
     errors += _ownership_errors(slots, (request.query_slot for request in holders if request.query_slot >= 0))
     errors += _ownership_errors(rows, (request.row for request in holders if request.row >= 0))
     for request in holders:
@@ -26,6 +26,14 @@ def integrity_errors(
                 f"position {request.position}"
             )
     return errors
+
+
+def _block_errors(pool: BlockPool, holders: Counter[int]) -> list[str]:
+    return [
+        f"block {block} has {holders[block]} holders and {pool.references(block)} references"
+        for block in range(pool.size)
+        if holders[block] != pool.references(block)
+    ]
 
 
 def _ownership_errors(pool: IdPool, held: Iterable[int]) -> list[str]:

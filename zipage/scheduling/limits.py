@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from zipage.config import EngineConfig, ScoringOptions
 from zipage.messages import PoolGeometry, RefusedTokens, TokenRequest
+from zipage.scheduling.request import Request
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class SchedulerLimits:
         max_num_batched_tokens: tokens of one step.
         max_model_len: tokens of one sequence.
         max_steps_in_flight: steps that may be planned before the oldest of them has returned.
+        prefix_caching: requests with equal prefixes share blocks.
         scoring: what is observed, for the numbers that a compression job names.
     """
 
@@ -29,6 +31,7 @@ class SchedulerLimits:
     max_num_batched_tokens: int
     max_model_len: int
     max_steps_in_flight: int
+    prefix_caching: bool
     scoring: ScoringOptions
 
     @classmethod
@@ -42,6 +45,8 @@ class SchedulerLimits:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=max_model_len,
             max_steps_in_flight=2 if config.plan_ahead else 1,
+            # Accumulated attention lies beside the entries, where requests that share them would add theirs.
+            prefix_caching=config.prefix_caching and not geometry.accumulate,
             scoring=config.scoring,
         )
 
@@ -76,6 +81,20 @@ class SchedulerLimits:
         """Most blocks that the completion holds up to its first compression."""
         grown = max(self.max_blocks_per_request, self.blocks_for(prompt_length))
         return min(grown, self.blocks_for(max_length - 1))
+
+    def reusable_tokens(self, request: Request) -> int:
+        """Most leading tokens whose entries the request may take from others instead of computing them.
+
+        The last token is computed in any case, because it gives logits, and so are those whose queries a compression
+        observes: the last `window` of the prompt, or with `observe=spread` queries from everywhere in it.
+        """
+        if not self.prefix_caching:
+            return 0
+        if not self.can_compress(request.max_length):
+            return len(request.token_ids) - 1
+        if self.scoring.observe == "spread":
+            return 0
+        return max(0, request.prompt_length - self.scoring.window)
 
     def refusal(self, request: TokenRequest) -> RefusedTokens | None:
         """Why the request can never run here, or None."""

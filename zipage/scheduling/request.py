@@ -48,6 +48,9 @@ class Request:
         token_ids: the prompt and every sampled token.
         max_length: the completion ends with reason `length` when it has this many tokens, prompt included.
         block_table: KV blocks in order of their entries.
+        block_hashes: chained hashes of the first full blocks of `token_ids`, as far as they were needed.
+        num_registered: blocks of the table that were offered to the prefix index.
+        next_table: blocks that it will hold after the compression in flight; some of them are in `block_table` too.
         row: row of the decode worker's state, -1 without one.
         query_slot: where its queries are recorded, -1 for nowhere.
         num_survivors: leading resident entries that survived the last compression.
@@ -71,6 +74,9 @@ class Request:
     row: int = -1
     query_slot: int = -1
     block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_registered: int = 0
+    next_table: list[int] = field(default_factory=list)
     position: int = 0
     resident_length: int = 0
     num_survivors: int = 0
@@ -111,6 +117,11 @@ class Request:
     def is_complete(self) -> bool:
         """The tokens that planned steps will sample are the last ones of `max_length`."""
         return len(self.token_ids) + self.pending_tokens >= self.max_length
+
+    @property
+    def held_blocks(self) -> list[int]:
+        """Every block that it holds, each once."""
+        return list(dict.fromkeys([*self.block_table, *self.next_table]))
 
     @property
     def is_ended(self) -> bool:

@@ -21,46 +21,35 @@ from zipage.messages import (
     TokenOutput,
     TokenRequest,
 )
-from zipage.scheduling.compression import apply_compression, make_job, must_compress
-from zipage.scheduling.id_pool import IdPool
-from zipage.scheduling.integrity import integrity_errors
+from zipage.scheduling.compression import count_compression, make_job, must_compress
+from zipage.scheduling.holdings import Holdings
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.request import Request, RequestState
-from zipage.scheduling.stopping import Ending, ending_after
+from zipage.scheduling.stopping import ending_after
 
 
 @dataclass
 class Counters:
-    """Totals since the engine started."""
+    """Totals since the engine started; `cached_tokens` are those of prompts that were not computed again."""
 
     steps: int = 0
     compressions: int = 0
     preemptions: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     output_tokens: int = 0
-
-
-@dataclass
-class StepOutcome:
-    """What follows from a step's tokens: answers for the tokenizer and jobs for the compression worker."""
-
-    outputs: list[TokenOutput] = field(default_factory=list)
-    jobs: list[CompressionJob] = field(default_factory=list)
 
 
 class Scheduler:
     """First come, first served continuous batching over a block pool, with compression in stall mode.
 
-    With a budget, admission reserves the most blocks that a request can ever need until it is compressed, so that no
-    request that runs can lack one. Without a budget, admission is optimistic: where blocks run out, the newest request
-    is preempted and later recomputed.
+    Under a budget no request that runs can lack a block for good. Without a budget admission is optimistic: where
+    blocks run out, the newest request is preempted and later recomputed.
     """
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
-        self.blocks = IdPool("block", limits.num_blocks)
-        self.slots = IdPool("query slot", limits.num_query_slots)
-        self.rows = IdPool("row", limits.max_num_seqs)
+        self.holdings = Holdings(limits)
         self.counters = Counters()
         self._requests: dict[int, Request] = {}
         self._waiting: deque[Request] = deque()
@@ -116,7 +105,7 @@ class Scheduler:
             for request in list(self._running.values()):
                 if tokens_left and request.state is state:
                     tokens_left -= self._plan_request(request, tokens_left)
-        while tokens_left and self._waiting and self._can_admit(self._waiting[0]):
+        while tokens_left and self._waiting and self.holdings.can_admit(self._waiting[0], self._holders()):
             request = self._waiting.popleft()
             self._admit(request)
             tokens_left -= self._plan_request(request, tokens_left)
@@ -128,9 +117,21 @@ class Scheduler:
         self.counters.steps += 1
         return step
 
-    def finish_step(self, result: StepResult, now: float) -> StepOutcome:
-        """Take the tokens of the oldest step in flight."""
-        outcome = StepOutcome()
+    def plan_jobs(self) -> list[CompressionJob]:
+        """Compressions that can begin: their requests have filled their budget, and no step touches them."""
+        jobs = []
+        for request in self._running.values():
+            if request.in_flight or not must_compress(request, self.limits):
+                continue
+            if self.holdings.prepare_compression(request):
+                request.move_to(RequestState.COMPRESSING)
+                request.job_in_flight = True
+                jobs.append(make_job(request, self.limits))
+        return jobs
+
+    def finish_step(self, result: StepResult, now: float) -> list[TokenOutput]:
+        """Take the tokens of the oldest step in flight; returns what the tokenizer is told of them."""
+        outputs = []
         if not self._in_flight or self._in_flight[0].step_id != result.step_id:
             raise RuntimeError(f"step {result.step_id} returned out of order")
         sampled = dict(zip(result.rows, result.tokens, strict=True))
@@ -142,8 +143,8 @@ class Scheduler:
             if request.is_ended:
                 self._release_when_quiet(request)
             elif token is not None:
-                self._take_token(request, token, now, outcome)
-        return outcome
+                outputs.append(self._take_token(request, token, now))
+        return outputs
 
     def finish_compression(self, done: CompressionDone) -> None:
         """Take a finished job: the request goes on with its survivors, or gives everything back if it was aborted."""
@@ -153,9 +154,8 @@ class Scheduler:
         if request.is_ended:
             self._release_when_quiet(request)
             return
-        update, freed = apply_compression(request, done, self.limits)
-        self.blocks.give_back(freed)
-        self._next_step.table_updates.append(update)
+        self.holdings.adopt_next_table(request)
+        self._next_step.table_updates.append(count_compression(request, done, self.limits))
         request.move_to(RequestState.RUNNING)
 
     # ---- what it holds ----------------------------------------------------------------------------------------------
@@ -179,49 +179,19 @@ class Scheduler:
 
     def integrity_errors(self) -> list[str]:
         """What is wrong with the ownership of blocks, slots and rows; empty for a sound engine."""
-        holders = [*self._running.values(), *self._draining.values()]
-        return integrity_errors(holders, self.blocks, self.slots, self.rows, self.limits)
+        return self.holdings.integrity_errors(self._holders())
 
-    # ---- admission --------------------------------------------------------------------------------------------------
+    def _holders(self) -> list[Request]:
+        return [*self._running.values(), *self._draining.values()]
 
-    def _can_admit(self, request: Request) -> bool:
-        limits = self.limits
-        if not self.rows.num_free:
-            return False
-        if not limits.max_blocks_per_request:
-            wanted = limits.blocks_for(len(request.token_ids))
-            return self.blocks.num_free >= wanted
-        if limits.can_compress(request.max_length) and not self.slots.num_free:
-            return False
-        reserved = sum(self._reserved_blocks(other) for other in (*self._running.values(), *self._draining.values()))
-        return reserved + self._reserved_blocks(request) <= limits.num_blocks
-
-    def _reserved_blocks(self, request: Request) -> int:
-        """Most blocks that the request may hold from here on."""
-        if request.is_ended:
-            return len(request.block_table)
-        if request.compressions:
-            return self.limits.max_blocks_per_request
-        return self.limits.first_peak(request.prompt_length, request.max_length)
+    # ---- planning one request ---------------------------------------------------------------------------------------
 
     def _admit(self, request: Request) -> None:
         request.move_to(RequestState.PREFILLING)
-        (request.row,) = self.rows.take(1)
-        if self.limits.can_compress(request.max_length):
-            (request.query_slot,) = self.slots.take(1)
+        self._next_step.admissions.append(self.holdings.admit(request))
         self._running[request.uid] = request
-        self._next_step.admissions.append(
-            Admission(
-                row=request.row,
-                token_ids=list(request.token_ids),
-                prompt_length=request.prompt_length,
-                params=request.params,
-                eos_token_ids=request.eos_token_ids,
-                query_slot=request.query_slot,
-            )
-        )
-
-    # ---- planning one request ---------------------------------------------------------------------------------------
+        if not request.preemptions:
+            self.counters.cached_tokens += request.position
 
     def _plan_request(self, request: Request, tokens_left: int) -> int:
         """Plan the request's next tokens; returns how many (0 where it has to wait for a block)."""
@@ -236,8 +206,7 @@ class Scheduler:
         missing = self.limits.blocks_for(request.resident_length + num_tokens) - len(request.block_table)
         if not self._make_room(request, missing):
             return 0
-        new_blocks = self.blocks.take(missing)
-        request.hold_blocks(new_blocks)
+        new_blocks = self.holdings.extend(request, missing)
         request.position += num_tokens
         request.resident_length += num_tokens
         request.in_flight += 1
@@ -245,6 +214,7 @@ class Scheduler:
             request.pending_tokens += 1
             if request.state is RequestState.PREFILLING:
                 request.move_to(RequestState.RUNNING)
+        self.holdings.register_full_blocks(request)
         self._next_step.planned.append(request)
         self._next_step.work.append(RowWork(request.row, num_tokens, new_blocks))
         return num_tokens
@@ -255,7 +225,7 @@ class Scheduler:
         The oldest request can preempt every other, so it never waits for ever; a budget's reservations make sure that
         nothing is ever preempted under one.
         """
-        while self.blocks.num_free < wanted:
+        while self.holdings.blocks.num_free < wanted:
             victim = next(reversed(self._running.values()))
             if victim is request or self.limits.max_blocks_per_request:
                 return False
@@ -277,24 +247,17 @@ class Scheduler:
 
     # ---- tokens and ends --------------------------------------------------------------------------------------------
 
-    def _take_token(self, request: Request, token: SampledToken, now: float, outcome: StepOutcome) -> None:
+    def _take_token(self, request: Request, token: SampledToken, now: float) -> TokenOutput:
         request.token_ids.append(token.token_id)
         self.counters.output_tokens += 1
         if request.num_output_tokens == 1:
             request.first_token = now
+        self.holdings.register_full_blocks(request)
         ending = ending_after(request)
-        if ending is not None:
-            self._finish(request, token, ending, now, outcome)
-            return
-        outcome.outputs.append(TokenOutput(request.uid, token))
-        if not request.in_flight and must_compress(request, self.limits):
-            request.move_to(RequestState.COMPRESSING)
-            request.job_in_flight = True
-            outcome.jobs.append(make_job(request, self.limits))
-
-    def _finish(self, request: Request, token: SampledToken, ending: Ending, now: float, outcome: StepOutcome) -> None:
+        if ending is None:
+            return TokenOutput(request.uid, token)
         self._end(request, RequestState.FINISHED, now)
-        outcome.outputs.append(TokenOutput(request.uid, token, ending.reason, ending.stop_token_id, request.metrics()))
+        return TokenOutput(request.uid, token, ending.reason, ending.stop_token_id, request.metrics())
 
     def _end(self, request: Request, state: RequestState, now: float) -> None:
         request.move_to(state)
@@ -311,14 +274,7 @@ class Scheduler:
             self._release(request)
 
     def _release(self, request: Request) -> None:
-        self.blocks.give_back(request.block_table)
-        request.block_table = []
-        if request.query_slot >= 0:
-            self.slots.give_back([request.query_slot])
-            request.query_slot = -1
-        self._next_step.release_row(request.row)
-        self.rows.give_back([request.row])
-        request.row = -1
+        self._next_step.release_row(self.holdings.release(request))
 
 
 @dataclass(frozen=True)

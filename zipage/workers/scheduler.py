@@ -52,7 +52,7 @@ class SchedulerProcess:
                 case StatusQuery(query_id):
                     status = engine_status(self._scheduler, self._context.config, self._export, query_id)
                     await self._links.tokenizer.send(status)
-            await self._send_steps()
+            await self._send_work()
 
     async def serve_decode(self) -> None:
         """Step results in; the next step, compression jobs and tokens out."""
@@ -60,13 +60,10 @@ class SchedulerProcess:
             result = await self._links.decode.receive()
             if not isinstance(result, StepResult):
                 raise EngineError("the decode worker exported its pool twice")
-            outcome = self._scheduler.finish_step(result, time.monotonic())
-            # The next step first: the device waits for it, the others do not.
-            await self._send_steps()
-            for job in outcome.jobs:
-                await self._links.compression.send(job)
-            if outcome.outputs:
-                await self._links.tokenizer.send(TokenOutputs(outcome.outputs))
+            outputs = self._scheduler.finish_step(result, time.monotonic())
+            await self._send_work()
+            if outputs:
+                await self._links.tokenizer.send(TokenOutputs(outputs))
 
     async def serve_compression(self) -> None:
         """Finished jobs in."""
@@ -75,9 +72,12 @@ class SchedulerProcess:
             if not isinstance(done, CompressionDone):
                 raise EngineError("the compression worker opened the pool twice")
             self._scheduler.finish_compression(done)
-            await self._send_steps()
+            await self._send_work()
 
-    async def _send_steps(self) -> None:
+    async def _send_work(self) -> None:
+        """Whatever can begin: jobs first, because what a step has to wait for should not wait itself."""
+        for job in self._scheduler.plan_jobs():
+            await self._links.compression.send(job)
         while (step := self._scheduler.plan()) is not None:
             await self._links.decode.send(step)
 
