@@ -8,8 +8,9 @@ import pytest
 from fake_engine import FakeEngine, answer_with, fake_status, wait_until
 
 from zipage.client import Client
+from zipage.client_requests import PendingRequests
 from zipage.errors import EngineError, InvalidRequestError
-from zipage.messages import GenerationRequest, Output, Status
+from zipage.messages import Alive, GenerationRequest, Output, Status
 from zipage.sampling_params import SamplingParams
 
 
@@ -291,3 +292,21 @@ def test_a_malformed_answer_is_an_error(tmp_path: Path, kind):
         prompts = [kind, "index"] if kind == "after the end" else [kind]
         with pytest.raises(EngineError, match="malformed answer"):
             client.generate(prompts)
+
+
+def test_an_abandoned_id_is_taken_until_its_end_has_arrived():
+    pending = PendingRequests()
+    request = GenerationRequest(request_id="a", prompt="x", sampling=SamplingParams(n=2))
+    assert pending.submit([request]) is not None
+    pending.forget("a")
+    for index in (1, 0):
+        with pytest.raises(InvalidRequestError, match="'a' is the name of an unfinished request"):
+            pending.submit([request])
+        late = Output("a", index, "late", [1], finish_reason="abort")
+        assert pending.receive([msgspec.msgpack.encode(late)]) is None
+    assert pending.submit([request]) is not None
+    assert pending["a"].take() == []
+
+
+def test_signs_of_life_are_not_answers():
+    assert PendingRequests().receive([msgspec.msgpack.encode(Alive())]) is None

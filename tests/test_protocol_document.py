@@ -17,6 +17,7 @@ from zipage import messages
 from zipage.errors import InvalidRequestError
 from zipage.messages import (
     Abort,
+    Alive,
     ClientMessage,
     EngineMessage,
     GenerationRequest,
@@ -33,7 +34,7 @@ from zipage.sampling_params import SamplingParams
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
 FROM_CLIENTS = [Submit, GenerationRequest, SamplingParams, Abort, StatusQuery]
-FROM_ENGINE = [Output, PositionLogprobs, TokenLogprob, RequestMetrics, Refused, Status]
+FROM_ENGINE = [Output, PositionLogprobs, TokenLogprob, RequestMetrics, Refused, Status, Alive]
 LINKS = {
     "clients": (messages.ClientMessage, messages.EngineMessage),
     "tokenizer": (messages.TokenizerMessage, messages.SchedulerMessage),

@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 import msgspec
 
 from zipage.errors import EngineError, InvalidRequestError
-from zipage.messages import EngineMessage, GenerationRequest, Output, Refused, Status
+from zipage.messages import Alive, EngineMessage, GenerationRequest, Output, Refused, Status
 from zipage.results import RequestOutput, join_outputs
 from zipage.sampling_params import SamplingParams
 
@@ -133,6 +133,17 @@ class PendingRequest:
         if output.finish_reason is not None:
             self._unfinished.discard(output.index)
 
+    def take_answer(self, answer: Output | Refused) -> None:
+        """Keep what the engine has sent for this request.
+
+        Raises:
+            EngineError: there is no such unfinished completion.
+        """
+        if isinstance(answer, Refused):
+            self.refuse(InvalidRequestError(answer.message, answer.field))
+        else:
+            self.add(answer)
+
     def take(self) -> list[Output]:
         """The pieces since the last call; a request that is taken from has no `result`."""
         outputs, self._outputs = self._outputs, []
@@ -160,6 +171,7 @@ class PendingRequests:
 
     def __init__(self) -> None:
         self._requests: dict[str, PendingRequest] = {}
+        self._abandoned: dict[str, PendingRequest] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(EngineMessage)
         self._request_decoder = msgspec.msgpack.Decoder(GenerationRequest)
@@ -188,7 +200,7 @@ class PendingRequests:
         Raises:
             InvalidRequestError: a request id is in use.
         """
-        taken = set(self._requests)
+        taken = {*self._requests, *self._abandoned}
         for request in requests:
             if request.request_id in taken:
                 message = f"request_id {request.request_id!r} is the name of an unfinished request"
@@ -211,16 +223,27 @@ class PendingRequests:
             raise EngineError(f"malformed answer from the engine: {error}") from None
         if isinstance(message, Status):
             return message
+        if isinstance(message, Alive):
+            return None
+        if message.request_id in self._abandoned:
+            self._take_late(message)
+            return None
         pending = self._requests.get(message.request_id)
-        if pending is not None and isinstance(message, Refused):
-            pending.refuse(InvalidRequestError(message.message, message.field))
-        elif pending is not None and isinstance(message, Output):
-            pending.add(message)
+        if pending is not None:
+            pending.take_answer(message)
         return pending
 
     def forget(self, request_id: str) -> None:
-        """Drop a request; whatever still arrives for it is ignored."""
-        self._requests.pop(request_id, None)
+        """Drop a request; whatever still arrives for it is ignored. Its id is free again once its end has arrived."""
+        pending = self._requests.pop(request_id, None)
+        if pending is not None and not pending.finished:
+            self._abandoned[request_id] = pending
+
+    def _take_late(self, answer: Output | Refused) -> None:
+        pending = self._abandoned[answer.request_id]
+        pending.take_answer(answer)
+        if pending.finished:
+            del self._abandoned[answer.request_id]
 
     def _register(self, request: GenerationRequest) -> msgspec.Raw | None:
         try:

@@ -108,7 +108,10 @@ class Output(Message, frozen=True):
 
 
 class Refused(Message, frozen=True):
-    """The request was not accepted; nothing of it has run."""
+    """The request was not accepted; nothing of it has run.
+
+    `request_id` is empty where the answer is to a message of which no request id could be read.
+    """
 
     request_id: str
     message: str
@@ -144,7 +147,14 @@ class Status(Message, frozen=True):
     integrity_errors: list[str]
 
 
-EngineMessage = Output | Refused | Status
+class Alive(Message, frozen=True):
+    """Sent every second to each client with unfinished requests. Clients may ignore it.
+
+    The engine learns from it which clients have gone, and aborts what they have asked for.
+    """
+
+
+EngineMessage = Output | Refused | Status | Alive
 
 # ---- tokenizer -> scheduler ----------------------------------------------------------------------------------------
 

@@ -5,11 +5,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+import zmq
 from process_helpers import wait_until
 
 from tools.state_machine import samples
 from zipage import LLM, AsyncClient, Client, EngineError, InvalidRequestError, SamplingParams
+from zipage.messages import GenerationRequest, Refused
 
 GREEDY = SamplingParams(temperature=0.0)
 BUDGET = 250
@@ -110,10 +113,29 @@ def test_other_clients_and_abort(llm: LLM) -> None:
         next(stream)
         stream.close()
         assert client.generate(prompt, GREEDY)[0].text == answer
-    abandoned = Client(llm.address)
-    next(abandoned.stream(prompt, endless))
-    # The engine must notice on its own that this client has gone.
-    abandoned.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_requests_of_a_client_that_vanishes_are_aborted(llm: LLM, stream: bool) -> None:
+    """Nothing is sent to a request that does not stream until its end, so the engine has to look for its client."""
+    endless = SamplingParams(temperature=0.0, ignore_eos=True)
+    client = Client(llm.address)
+    client.submit([GenerationRequest(request_id="a", prompt="A1#2?\n", sampling=endless, stream=stream)])
+    assert wait_until(lambda: llm.status().running == 1)
+    client.close()
+    assert wait_until(lambda: llm.status().running == 0, 20)
+
+
+def test_what_cannot_be_read_is_answered(llm: LLM) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(llm.address)
+        for frames in ([b"\xc1 not a message"], [b"two", b"frames"]):
+            socket.send_multipart(frames)
+            assert socket.poll(20_000)
+            answer = msgspec.msgpack.decode(socket.recv(), type=Refused)
+            assert answer.request_id == ""
+            assert answer.message
 
 
 def test_clients_of_many_threads(llm: LLM) -> None:

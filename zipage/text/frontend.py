@@ -120,6 +120,10 @@ class TextFrontend:
             case _:
                 return self._token_outputs(message.outputs)
 
+    def waiting_clients(self) -> set[bytes]:
+        """Clients with unfinished requests."""
+        return {request.client for request in self._requests.values()}
+
     def client_gone(self, client: bytes) -> Outbox:
         """End everything that `client` has asked for; it is sent nothing more."""
         requests = [request for request in self._requests.values() if request.client == client]

@@ -7,10 +7,12 @@ import uvloop
 import zmq.asyncio
 
 from zipage.links import AsyncLink, ClientRouter, UnreadableMessage, connect_tokenizer_link, run_until_stopped
-from zipage.messages import Refused, SchedulerMessage, TokenizerMessage
+from zipage.messages import Alive, Refused, SchedulerMessage, TokenizerMessage
 from zipage.text.frontend import Outbox, TextFrontend
 from zipage.text.model_text import load_model_text
 from zipage.workers.process import WorkerContext, report_ready, run_worker
+
+_ALIVE_SECONDS = 1.0
 
 
 class TokenizerProcess:
@@ -25,13 +27,13 @@ class TokenizerProcess:
 
     async def serve(self) -> None:
         """Serve without end."""
-        await asyncio.gather(self._serve_clients(), self._serve_scheduler())
+        await asyncio.gather(self._serve_clients(), self._serve_scheduler(), self._look_after_clients())
 
     async def _serve_clients(self) -> None:
         while True:
             client, message = await self._clients.receive()
             if isinstance(message, UnreadableMessage):
-                for request_id in message.request_ids:
+                for request_id in message.request_ids or [""]:
                     await self._clients.send(client, Refused(request_id, message.reason, message.field))
             else:
                 await self._send(self._frontend.on_client(client, message))
@@ -39,6 +41,12 @@ class TokenizerProcess:
     async def _serve_scheduler(self) -> None:
         while True:
             await self._send(self._frontend.on_scheduler(await self._scheduler.receive()))
+
+    async def _look_after_clients(self) -> None:
+        """Find clients that have gone before there is an answer to send them."""
+        while True:
+            await asyncio.sleep(_ALIVE_SECONDS)
+            await self._send(Outbox([(client, Alive()) for client in self._frontend.waiting_clients()]))
 
     async def _send(self, outbox: Outbox) -> None:
         for message in outbox.to_scheduler:
