@@ -160,8 +160,9 @@ EngineMessage = Output | Refused | Status | Alive
 
 
 class TokenRequest(Item, frozen=True):
-    """One completion to compute. `uid` is unique in the engine's life; `params` has no `None` left but `logprobs`.
+    """One completion to compute. `uid` is unique in the engine's life.
 
+    In `params` only `max_tokens`, `logprobs` and `kv_budget` may be `None`.
     `eos_token_ids` end the completion unless `params.ignore_eos`; `params.seed` is this completion's own.
     """
 

@@ -38,6 +38,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         ignore_eos: go on after the model's end-of-sequence token.
         logprobs: return the log-probability of each output token and of this many likeliest tokens, 0 to 20.
         logit_bias: token id to a number in [-100, 100] that is added to its logit.
+        kv_budget: most KV entries that this request keeps resident, in tokens, rounded up to whole blocks, instead of
+            the engine's budget; 0 is never to compress it. An engine without a budget takes 0 only.
         skip_special_tokens: leave special tokens out of the returned text.
     """
 
@@ -58,6 +60,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     logprobs: int | None = None
     logit_bias: dict[int, float] = {}
+    kv_budget: int | None = None
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
@@ -78,6 +81,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_range("max_tokens", self.max_tokens, 1, math.inf)
         _check_range("min_tokens", self.min_tokens, 0, math.inf if self.max_tokens is None else self.max_tokens)
         _check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _check_range("kv_budget", self.kv_budget, 0, math.inf)
         for token_id in self.stop_token_ids:
             _check_range("stop_token_ids", token_id, 0, math.inf)
         for token_id, bias in self.logit_bias.items():

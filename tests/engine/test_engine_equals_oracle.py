@@ -135,3 +135,21 @@ def test_a_budget_that_is_never_reached_changes_no_bit(checkpoint: Path, observe
         assert engine.scheduler.counters.compressions == 0
         assert engine.scheduler.holdings.slots.peak == (len(PROMPT_LENGTHS) if config.kv_budget else 0)
     assert results[0] == results[1]
+
+
+def test_requests_with_budgets_of_their_own(checkpoint: Path) -> None:
+    options = parse_scoring("default,window=4")
+    config = EngineConfig(
+        model=str(checkpoint), block_size=8, kv_budget=40, scoring=options, max_num_seqs=8, max_num_batched_tokens=40
+    )
+    engine = InProcessEngine.create(checkpoint, config)
+    budgets = [None, 24, 0, 33, 64, 0]
+    params = [msgspec.structs.replace(greedy(NUM_TOKENS), kv_budget=budget) for budget in budgets]
+    results = engine.generate(make_prompts(), params)
+    model = reference_model(checkpoint)
+    for prompt, budget, result in zip(make_prompts(), budgets, results, strict=True):
+        effective = 40 if budget is None else budget
+        oracle = dense_generate(model, prompt, NUM_TOKENS, options, block_size=8, kv_budget=effective)
+        assert result.tokens == oracle.tokens
+        assert len(result.kept) == len(oracle.kept_positions)
+        assert bool(result.kept) == (budget != 0)

@@ -208,7 +208,7 @@ def test_slot_holders_can_always_reach_their_budget_together() -> None:
 
 def test_an_illegal_transition_raises() -> None:
     message = request(0, 4)
-    held = Request.from_message(message, 10, 0.0)
+    held = Request.from_message(message, 10, 0, 0.0)
     with pytest.raises(IllegalTransitionError, match="waiting -> finished"):
         held.move_to(RequestState.FINISHED)
 
@@ -338,3 +338,36 @@ def test_observed_queries_are_computed_not_found(observe: str, position: int) ->
     )
     scheduler.add([request(0, 25), request(1, 25)], 0.0)
     assert scheduler.plan().admissions[1].position == position
+
+
+def test_requests_bring_budgets_of_their_own() -> None:
+    scheduler = make_scheduler(
+        num_blocks=64, num_query_slots=4, max_blocks_per_request=4, max_num_batched_tokens=200, max_model_len=200
+    )
+    budgets = {0: 16, 1: None, 2: 17, 3: 0}
+    scheduler.add([request(uid, 48, kv_budget=budget) for uid, budget in budgets.items()], 0.0)
+    scheduler.finish_step(answer(scheduler.plan(), [0, 1, 2, 3]), 0.0)
+    jobs = {job.uid: job.keep for job in scheduler.plan_jobs()}
+    # Blocks of 8: 16 tokens are two blocks, 17 three, the engine's budget four; each keeps all but one of them.
+    assert jobs == {0: 8, 1: 24, 2: 16}
+
+
+@pytest.mark.parametrize(
+    ("slots", "budget", "words"),
+    [
+        (0, 64, "must be 0 on an engine that was started without a budget"),
+        (0, 0, None),
+        (2, 16, "must be 0 or in [17, 128] on this engine, not 16"),
+        (2, 17, None),
+        (2, 128, None),
+        (2, 129, "must be 0 or in [17, 128]"),
+    ],
+)
+def test_a_budget_that_does_not_fit_is_refused(slots: int, budget: int, words: str | None) -> None:
+    # 4 sinks and half of 8 kept entries fit; with 8 recent ones two blocks of 8 have to be kept.
+    scheduler = make_scheduler(
+        num_query_slots=slots, max_blocks_per_request=3 * bool(slots), scoring=ScoringOptions(window=4, recent=8)
+    )
+    refused = scheduler.add([request(0, 4, kv_budget=budget)], 0.0)
+    assert [refusal.field for refusal in refused] == ([] if words is None else ["kv_budget"])
+    assert words is None or words in refused[0].message

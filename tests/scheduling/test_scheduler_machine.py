@@ -32,7 +32,7 @@ def draw_limits(data: st.DataObject) -> SchedulerLimits:
         max_model_len=data.draw(st.integers(4, 400)),
         max_steps_in_flight=data.draw(st.integers(1, 3)),
         prefix_caching=data.draw(st.booleans()),
-        scoring=ScoringOptions(),
+        scoring=ScoringOptions(sinks=2, window=2),
     )
 
 
@@ -52,7 +52,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit(self, lengths: list[tuple[int, int]]) -> None:
         requests = []
         for prompt, output in lengths:
-            params = SamplingParams(max_tokens=output, ignore_eos=output % 3 == 0)
+            own_budget = self.limits.block_size * (output % 4 + 2) if output % 2 else 0
+            if not self.limits.num_query_slots or own_budget > self.limits.pool_tokens or output % 5 == 0:
+                own_budget = None
+            params = SamplingParams(max_tokens=output, ignore_eos=output % 3 == 0, kv_budget=own_budget)
             # Prompts of one of two kinds, so that many begin alike.
             tokens = [5 if index < 40 else 3 + prompt % 2 for index in range(prompt)]
             requests.append(TokenRequest(self.next_uid, tokens, params, (EOS,)))
@@ -107,8 +110,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         assert self.scheduler.integrity_errors() == []
-        budget = self.limits.max_blocks_per_request
         for request in self.scheduler._running.values():
+            budget = request.max_blocks
             if budget and request.query_slot >= 0:
                 longest = max(budget, self.limits.blocks_for(request.prompt_length))
                 assert len(request.block_table) <= (budget if request.compressions else longest)

@@ -111,8 +111,8 @@ def engine_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sampling_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `SamplingParams` but `seed` (`--seed` is the engine's) among option values that were given."""
-    return _given(values, set(SamplingParams.__struct_fields__) - {"seed"})
+    """The fields of `SamplingParams` among option values that were given, but for those of the engine's own options."""
+    return _given(values, set(SamplingParams.__struct_fields__) - set(EngineConfig.__struct_fields__))
 
 
 def _given(values: Mapping[str, Any], names: Set[str]) -> dict[str, Any]:

@@ -11,14 +11,14 @@ def must_compress(request: Request, limits: SchedulerLimits) -> bool:
     return (
         request.query_slot >= 0
         and request.state is RequestState.RUNNING
-        and num_blocks >= limits.max_blocks_per_request
+        and num_blocks >= request.max_blocks
         and request.resident_length == num_blocks * limits.block_size
     )
 
 
 def make_job(request: Request, limits: SchedulerLimits) -> CompressionJob:
     """The job that keeps `(N_max - 1) * b` entries in the first blocks of the request's next table."""
-    kept_blocks = limits.max_blocks_per_request - 1
+    kept_blocks = request.max_blocks - 1
     pinned = request.num_pinned
     if request.compressions == 0 and limits.scoring.pin_prompt:
         pinned = request.prompt_length
@@ -41,7 +41,7 @@ def count_compression(request: Request, done: CompressionDone, limits: Scheduler
     Returns:
         The update that the decode worker needs before the request's next step.
     """
-    request.resident_length = request.num_survivors = (limits.max_blocks_per_request - 1) * limits.block_size
+    request.resident_length = request.num_survivors = (request.max_blocks - 1) * limits.block_size
     request.num_pinned = done.num_pinned
     request.interval_start = request.position
     request.compressions += 1

@@ -35,7 +35,7 @@ class Holdings:
             found = self._find_prefix(request)
             missing = limits.blocks_for(len(request.token_ids)) - len(found)
             return self.blocks.num_free - sum(not self.blocks.references(block) for block in found) >= missing
-        if limits.can_compress(request.max_length) and not self.slots.num_free:
+        if limits.can_compress(request) and not self.slots.num_free:
             return False
         reserved = sum(self._reserved_blocks(other) for other in holders)
         return reserved + self._reserved_blocks(request) <= limits.num_blocks
@@ -43,7 +43,7 @@ class Holdings:
     def admit(self, request: Request) -> Admission:
         """Give the request a row, a query slot where it can be compressed, and the cached blocks of its prefix."""
         (request.row,) = self.rows.take(1)
-        if self.limits.can_compress(request.max_length):
+        if self.limits.can_compress(request):
             (request.query_slot,) = self.slots.take(1)
         found = self._find_prefix(request)
         self.blocks.share(found)
@@ -90,7 +90,7 @@ class Holdings:
         Returns:
             Whether that was possible; where free blocks are missing, another job's end will bring them.
         """
-        head = request.block_table[: self.limits.max_blocks_per_request]
+        head = request.block_table[: request.max_blocks]
         # Not always the first ones: of two requests that compute the same tokens side by side, the index has some
         # blocks of the one and some of the other.
         shared = [block for block in head if self.blocks.references(block) > 1]
@@ -128,8 +128,8 @@ class Holdings:
         if request.is_ended:
             return len(request.held_blocks)
         if request.compressions:
-            return self.limits.max_blocks_per_request
-        return self.limits.first_peak(request.prompt_length, request.max_length)
+            return request.max_blocks
+        return self.limits.first_peak(request)
 
     def _find_prefix(self, request: Request) -> list[int]:
         """Cached blocks of the request's first tokens; the last token, which gives logits, is always computed."""

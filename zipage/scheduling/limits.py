@@ -1,9 +1,11 @@
 """What one engine can take: the numbers that planning and admission work with."""
 
+import itertools
 from dataclasses import dataclass
 
 from zipage.config import EngineConfig, ScoringOptions
 from zipage.messages import PoolGeometry, RefusedTokens, TokenRequest
+from zipage.sampling_params import SamplingParams
 from zipage.scheduling.request import Request
 
 
@@ -14,7 +16,7 @@ class SchedulerLimits:
     Attributes:
         num_blocks, block_size: the KV pool, `block_size` entries a block.
         num_query_slots: requests that can be compressed at the same time; 0 without a budget.
-        max_blocks_per_request: `N_max`, 0 without a budget.
+        max_blocks_per_request: `N_max` of requests that bring no budget of their own, 0 without a budget.
         max_num_seqs: requests that hold a row of the decode worker.
         max_num_batched_tokens: tokens of one step.
         max_model_len: tokens of one sequence.
@@ -54,33 +56,36 @@ class SchedulerLimits:
     def pool_tokens(self) -> int:
         return self.num_blocks * self.block_size
 
-    @property
-    def budget_tokens(self) -> int:
-        """Most resident entries of a compressed request; 0 without a budget."""
-        return self.max_blocks_per_request * self.block_size
-
     def blocks_for(self, entries: int) -> int:
         """Blocks that hold `entries` entries."""
         return -(-entries // self.block_size)
+
+    def max_blocks(self, params: SamplingParams) -> int:
+        """`N_max` of a request: its own budget in whole blocks, or the engine's."""
+        if params.kv_budget is None:
+            return self.max_blocks_per_request
+        return self.blocks_for(params.kv_budget)
 
     def max_length(self, request: TokenRequest) -> int:
         """Tokens, prompt included, at which the completion ends with reason `length`."""
         length = self.max_model_len
         if request.params.max_tokens is not None:
             length = min(length, len(request.prompt_token_ids) + request.params.max_tokens)
-        if not self.max_blocks_per_request:
+        if not self.max_blocks(request.params):
             # The last token is never computed, so it needs no entry.
             length = min(length, self.pool_tokens + 1)
         return length
 
-    def can_compress(self, max_length: int) -> bool:
-        """Whether a completion of at most `max_length` tokens can fill its budget and go on."""
-        return 0 < self.budget_tokens < max_length - 1
+    def can_compress(self, request: Request) -> bool:
+        """Whether the completion can fill its budget and go on."""
+        return 0 < request.max_blocks * self.block_size < request.max_length - 1
 
-    def first_peak(self, prompt_length: int, max_length: int) -> int:
-        """Most blocks that the completion holds up to its first compression."""
-        grown = max(self.max_blocks_per_request, self.blocks_for(prompt_length))
-        return min(grown, self.blocks_for(max_length - 1))
+    def first_peak(self, request: Request) -> int:
+        """Most blocks that the completion holds up to its first compression, or its end."""
+        at_end = self.blocks_for(request.max_length - 1)
+        if not request.max_blocks:
+            return at_end
+        return min(at_end, max(request.max_blocks, self.blocks_for(request.prompt_length)))
 
     def reusable_tokens(self, request: Request) -> int:
         """Most leading tokens whose entries the request may take from others instead of computing them.
@@ -90,7 +95,7 @@ class SchedulerLimits:
         """
         if not self.prefix_caching:
             return 0
-        if not self.can_compress(request.max_length):
+        if not self.can_compress(request):
             return len(request.token_ids) - 1
         if self.scoring.observe == "spread":
             return 0
@@ -104,8 +109,26 @@ class SchedulerLimits:
                 f"the prompt has {length} tokens; max_model_len {self.max_model_len} leaves room for prompts of 1 to "
                 f"{self.max_model_len - 1}"
             )
-        elif length > self.pool_tokens:
+            return RefusedTokens(request.uid, message, "prompt")
+        if length > self.pool_tokens:
             message = f"the prompt has {length} tokens; the KV cache holds 1 to {self.pool_tokens}"
-        else:
-            return None
-        return RefusedTokens(request.uid, message, "prompt")
+            return RefusedTokens(request.uid, message, "prompt")
+        if request.params.kv_budget:
+            return self._budget_refusal(request.uid, request.params.kv_budget)
+        return None
+
+    def _budget_refusal(self, uid: int, kv_budget: int) -> RefusedTokens | None:
+        if not self.num_query_slots:
+            message = f"kv_budget must be 0 on an engine that was started without a budget, not {kv_budget}"
+            return RefusedTokens(uid, message, "kv_budget")
+        smallest = next(count for count in itertools.count(2) if self._can_keep(count))
+        if not smallest <= self.blocks_for(kv_budget) <= self.num_blocks:
+            least, most = (smallest - 1) * self.block_size + 1, self.pool_tokens
+            message = f"kv_budget must be 0 or in [{least}, {most}] on this engine, not {kv_budget}"
+            return RefusedTokens(uid, message, "kv_budget")
+        return None
+
+    def _can_keep(self, max_blocks: int) -> bool:
+        """Whether a compression to `max_blocks - 1` blocks has room for the entries that are always kept."""
+        keep = (max_blocks - 1) * self.block_size
+        return self.scoring.sinks + self.scoring.recent_entries(keep) <= keep

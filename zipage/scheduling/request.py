@@ -47,6 +47,7 @@ class Request:
     Attributes:
         token_ids: the prompt and every sampled token.
         max_length: the completion ends with reason `length` when it has this many tokens, prompt included.
+        max_blocks: `N_max`, from which on it is compressed when they are full; 0 for never.
         block_table: KV blocks in order of their entries.
         block_hashes: chained hashes of the first full blocks of `token_ids`, as far as they were needed.
         num_registered: blocks of the table that were offered to the prefix index.
@@ -67,6 +68,7 @@ class Request:
     token_ids: list[int]
     prompt_length: int
     max_length: int
+    max_blocks: int
     params: SamplingParams
     eos_token_ids: tuple[int, ...]
     arrived: float
@@ -93,12 +95,13 @@ class Request:
     finished: float = 0.0
 
     @classmethod
-    def from_message(cls, message: TokenRequest, max_length: int, now: float) -> "Request":
+    def from_message(cls, message: TokenRequest, max_length: int, max_blocks: int, now: float) -> "Request":
         return cls(
             uid=message.uid,
             token_ids=list(message.prompt_token_ids),
             prompt_length=len(message.prompt_token_ids),
             max_length=max_length,
+            max_blocks=max_blocks,
             params=message.params,
             eos_token_ids=message.eos_token_ids,
             arrived=now,

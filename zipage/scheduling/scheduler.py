@@ -71,7 +71,8 @@ class Scheduler:
             if refusal is not None:
                 refused.append(refusal)
                 continue
-            request = Request.from_message(message, self.limits.max_length(message), now)
+            max_length, max_blocks = self.limits.max_length(message), self.limits.max_blocks(message.params)
+            request = Request.from_message(message, max_length, max_blocks, now)
             self._requests[request.uid] = request
             self._waiting.append(request)
             self.counters.prompt_tokens += request.prompt_length
