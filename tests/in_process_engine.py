@@ -63,6 +63,7 @@ class InProcessEngine:
     results: dict[int, Result] = field(default_factory=dict)
     positions: dict[int, torch.Tensor] = field(default_factory=dict)
     step_sizes: list[int] = field(default_factory=list)
+    most_waiting: int = 0
 
     @classmethod
     def create(cls, model_dir: Path, config: EngineConfig, pool_bytes: int = 64 << 20) -> "InProcessEngine":
@@ -105,6 +106,7 @@ class InProcessEngine:
                 self.scheduler.abort(self.results, 0.0)
             while (step := self.scheduler.plan()) is not None:
                 steps.append(step)
+                self.most_waiting = max(self.most_waiting, self.scheduler.num_waiting)
             assert steps or jobs, "the scheduler is stuck"
             if steps:
                 self.step_sizes.append(sum(work.num_tokens for work in steps[0].work))

@@ -111,7 +111,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         revision: branch, tag or commit of a hub id.
         max_model_len: most tokens of one sequence, prompt and output together; `None` is the model's own limit.
         max_num_seqs: most requests that run at once.
-        max_num_batched_tokens: most tokens computed in one step; longer prompts are prefilled in chunks.
+        max_num_batched_tokens: most tokens computed in one step; longer prompts are prefilled in chunks. With fewer
+            tokens than running requests, the oldest go first and the others wait for them.
         dtype: of weights and KV cache; `auto` is the checkpoint's on a GPU and float32 on a CPU.
         device: `auto` is a GPU where there is one.
         seed: seeds the requests that bring no seed of their own.
@@ -119,7 +120,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         block_size: tokens per KV block, a power of two from 8 to 256.
         plan_ahead: send the next step to the decode worker before the tokens of the last one are back.
         prefix_caching: share KV blocks between requests whose tokens begin alike; off where attention is accumulated
-            (`observe=all` under a budget).
+            (`observe=all` under a budget). A request that can be compressed computes at least the last `window` tokens
+            of its prompt, whose queries are observed, and with `observe=spread` all of them.
         kv_cache_gb: memory for the KV cache in GiB (2**30 bytes); `None` is chosen from free memory.
         scoring: how a compression chooses the entries that survive.
         ready_timeout: seconds until every process must be ready.

@@ -121,8 +121,8 @@ class Refused(Message, frozen=True):
 class Status(Message, frozen=True):
     """What the engine holds now, and counters since it started.
 
-    `integrity_errors` is the scheduler's check that every block and slot has exactly one owner and every table agrees
-    with its request; an empty list is a sound engine.
+    `integrity_errors` is the scheduler's check that every block has as many holders as references, every slot one
+    owner, and every table agrees with its request; an empty list is a sound engine.
     """
 
     query_id: int
@@ -285,7 +285,7 @@ class Admission(Item, frozen=True):
 class TableUpdate(Item, frozen=True):
     """Replaces a row's block table and resident length (entries), valid from the step that carries it.
 
-    Queries recorded from here on belong to a new interval that starts at `resident_length`.
+    Queries recorded from here on belong to a new interval, whose first query is that of entry `resident_length`.
     """
 
     row: int

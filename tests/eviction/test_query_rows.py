@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zipage.eviction.query_rows import observed_queries, recorded_range, recorded_row
+from zipage.eviction.query_rows import observed_queries, recorded_range
 
 windows = st.integers(1, 12).map(lambda half: 2 * half)
 recording = st.sampled_from(["last", "spread"])
@@ -34,9 +34,7 @@ def test_observed_queries_are_the_wanted_ones_in_rows_of_their_own(observe, wind
 def test_observed_queries_survive_one_by_one(observe, window):
     slot: dict[int, int] = {}
     for index in range(20 * window + 3):
-        row = recorded_row(observe, window, index)
-        if row is not None:
-            slot[row] = index
+        slot |= {row: index for _, row in recorded_range(observe, window, index, 1)}
         assert all(slot[row] == wanted for wanted, row in observed_queries(observe, window, index + 1))
 
 
@@ -55,15 +53,9 @@ def test_observed_queries_survive_any_chunks(observe, window, chunks):
         assert all(slot[row] == wanted for wanted, row in observed_queries(observe, window, start))
 
 
-@settings(deadline=None)
-@given(recording, windows, st.integers(0, 300))
-def test_a_chunk_of_one_is_a_single_query(observe, window, index):
-    row = recorded_row(observe, window, index)
-    assert recorded_range(observe, window, index, 1) == ([] if row is None else [(0, row)])
-
-
 def test_spread_takes_the_rows_that_doubling_frees():
-    assert [recorded_row("spread", 4, index) for index in range(18)] == [
+    rows = [recorded_range("spread", 4, index, 1) for index in range(18)]
+    assert [recorded[0][1] if recorded else None for recorded in rows] == [
         *(0, 1, 2, 3),
         *(1, None, 3, None),
         *(2, None, None, None, 3, None, None, None),
@@ -73,6 +65,5 @@ def test_spread_takes_the_rows_that_doubling_frees():
 
 @pytest.mark.parametrize("index", [0, 5, 100])
 def test_all_records_nothing(index):
-    assert recorded_row("all", 16, index) is None
     assert recorded_range("all", 16, index, 50) == []
     assert observed_queries("all", 16, index) == []

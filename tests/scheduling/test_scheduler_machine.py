@@ -28,7 +28,7 @@ def draw_limits(data: st.DataObject) -> SchedulerLimits:
         num_query_slots=min(max_num_seqs, num_blocks // budget_blocks) if budget_blocks else 0,
         max_blocks_per_request=budget_blocks,
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=data.draw(st.integers(max_num_seqs, 64)),
+        max_num_batched_tokens=data.draw(st.integers(1, 64)),
         max_model_len=data.draw(st.integers(4, 400)),
         max_steps_in_flight=data.draw(st.integers(1, 3)),
         prefix_caching=data.draw(st.booleans()),

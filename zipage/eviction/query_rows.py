@@ -13,15 +13,6 @@ holds `window` rows, `w`.
 from zipage.config import Observe
 
 
-def recorded_row(observe: Observe, window: int, index: int) -> int | None:
-    """The slot row that query `index` of the interval is written to; `None` where it is not recorded."""
-    if observe == "all":
-        return None
-    if observe == "last":
-        return index % window
-    return _spread_row(window, index) if index % _stride(window, index + 1) == 0 else None
-
-
 def recorded_range(observe: Observe, window: int, start: int, count: int) -> list[tuple[int, int]]:
     """What to record of a chunk of queries, each row at most once.
 
@@ -35,16 +26,23 @@ def recorded_range(observe: Observe, window: int, start: int, count: int) -> lis
         Pairs of (offset in the chunk, slot row), offsets ascending: those that a compression right after the chunk
         observes, because what the chunk itself would overwrite or thin out is never observed again.
     """
-    return [(index - start, row) for index, row in observed_queries(observe, window, start + count) if index >= start]
+    return [(index - start, row) for index, row in _observed_from(observe, window, start, start + count)]
 
 
 def observed_queries(observe: Observe, window: int, num_queries: int) -> list[tuple[int, int]]:
     """Pairs of (interval index, slot row) that a compression after `num_queries` queries uses, ascending."""
+    return _observed_from(observe, window, 0, num_queries)
+
+
+def _observed_from(observe: Observe, window: int, start: int, num_queries: int) -> list[tuple[int, int]]:
+    """Those of `observed_queries` from interval index `start` on, without going through the others."""
     if observe == "all":
         return []
     if observe == "last":
-        return [(index, index % window) for index in range(max(0, num_queries - window), num_queries)]
-    return [(index, _spread_row(window, index)) for index in range(0, num_queries, _stride(window, num_queries))]
+        return [(index, index % window) for index in range(max(start, num_queries - window), num_queries)]
+    stride = _stride(window, num_queries)
+    first = -(-start // stride) * stride
+    return [(index, _spread_row(window, index)) for index in range(first, num_queries, stride)]
 
 
 def _stride(window: int, num_queries: int) -> int:

@@ -36,7 +36,7 @@ class Batch:
         input_ids, positions: [T] int64.
         slot_mapping: [T] int64, `block * block_size + offset` of each token's KV entry.
         num_decodes: B.
-        decode_tables: [B, blocks] int64, padded with any block.
+        decode_tables: [B, blocks] int64, padded with a block of the row itself.
         decode_lengths: [B] int64, resident lengths with the new entry.
         prefills: the chunks.
         query_tokens: [Q] int64, the tokens whose queries are recorded.

@@ -21,7 +21,9 @@ def choose_geometry(config: EngineConfig, model: ModelConfig, dtype: str, pool_b
     Raises:
         ConfigError: not even one request would fit.
     """
-    blocks_per_request = config.max_blocks_per_request
+    # No sequence has more blocks than the longest one needs, and one that ends within its budget needs no slot.
+    longest = -(-_max_model_len(config, model) // config.block_size)
+    blocks_per_request = config.max_blocks_per_request if config.max_blocks_per_request < longest else 0
     accumulate = bool(blocks_per_request) and config.scoring.observe == "all"
     window = config.scoring.window if blocks_per_request and not accumulate else 0
     block_bytes = _block_bytes(config, model, dtype, accumulate)
@@ -36,7 +38,7 @@ def choose_geometry(config: EngineConfig, model: ModelConfig, dtype: str, pool_b
                 f"({request_gib:.3g} GiB): raise kv_cache_gb or lower kv_budget"
             )
     # More blocks than all running sequences can fill would only take memory from others.
-    useful_blocks = config.max_num_seqs * -(-_max_model_len(config, model) // config.block_size)
+    useful_blocks = config.max_num_seqs * longest
     num_blocks = min((pool_bytes - slots * slot_bytes) // block_bytes, useful_blocks)
     if num_blocks < 1:
         raise ConfigError(
@@ -58,13 +60,15 @@ def choose_geometry(config: EngineConfig, model: ModelConfig, dtype: str, pool_b
 
 
 def effective_max_model_len(config: EngineConfig, model: ModelConfig, geometry: PoolGeometry) -> int:
-    """The longest sequence that this engine serves: the model's, the option's, and without a budget the pool's.
+    """The longest sequence that this engine serves: the model's, the option's, or the pool's.
+
+    The pool is a limit only where nothing is compressed.
 
     Raises:
         ConfigError: the option asks for more than the model or the pool has.
     """
     limit = _max_model_len(config, model)
-    if config.kv_budget:
+    if geometry.num_query_slots:
         return limit
     pool_tokens = geometry.num_blocks * geometry.block_size + 1
     if config.max_model_len is not None and limit > pool_tokens:

@@ -41,7 +41,8 @@ class RowTable:
     """All rows, and their block tables as one tensor on the device.
 
     Attributes:
-        block_tables: [max_num_seqs, most blocks of a sequence] int64.
+        block_tables: [max_num_seqs, most blocks of a sequence] int64, padded with a block of the row itself: what is
+            read, and in vain written, past a row's end must not belong to another request.
     """
 
     block_tables: torch.Tensor
@@ -90,6 +91,8 @@ class RowTable:
     def _append_blocks(self, work: RowWork) -> None:
         if work.new_blocks:
             row = self.rows[work.row]
+            if not row.num_blocks:
+                self.block_tables[work.row] = work.new_blocks[0]
             end = row.num_blocks + len(work.new_blocks)
             self.block_tables[work.row, row.num_blocks : end] = torch.tensor(work.new_blocks)
             row.num_blocks = end

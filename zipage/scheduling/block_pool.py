@@ -7,6 +7,7 @@ memory is wanted, the least recently used first.
 
 import hashlib
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 
@@ -18,8 +19,8 @@ class BlockPool:
         self.peak = 0
         self._references = [0] * size
         # Free blocks without and with a place in the index, both in the order in which they are taken.
-        self._empty = dict.fromkeys(range(size))
-        self._cached: dict[int, None] = {}
+        self._empty = OrderedDict.fromkeys(range(size))
+        self._cached: OrderedDict[int, None] = OrderedDict()
         self._hash_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
 
@@ -44,7 +45,7 @@ class BlockPool:
         """
         if count > self.num_free:
             raise ValueError(f"{count} blocks wanted, {self.num_free} free")
-        taken = [_pop_first(self._empty) if self._empty else self._evict() for _ in range(count)]
+        taken = [self._empty.popitem(last=False)[0] if self._empty else self._evict() for _ in range(count)]
         for block in taken:
             self._references[block] = 1
         self.peak = max(self.peak, self.num_used)
@@ -96,7 +97,7 @@ class BlockPool:
         return found
 
     def _evict(self) -> int:
-        block = _pop_first(self._cached)
+        block, _ = self._cached.popitem(last=False)
         self.forget([block])
         return block
 
@@ -104,9 +105,3 @@ class BlockPool:
 def next_hash(previous: bytes, token_ids: Sequence[int]) -> bytes:
     """The SHA-256 of a block of `token_ids` chained to that of the block before it, or to a salt at the first block."""
     return hashlib.sha256(previous + array("I", token_ids).tobytes()).digest()
-
-
-def _pop_first(blocks: dict[int, None]) -> int:
-    block = next(iter(blocks))
-    del blocks[block]
-    return block

@@ -1,7 +1,7 @@
 """What requests hold of the engine, and how it changes hands: KV blocks, query slots, rows of the decode worker."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from zipage.messages import Admission
 from zipage.scheduling.block_pool import BlockPool, next_hash
@@ -22,11 +22,12 @@ class Holdings:
         # Hashes that a client could compute would let it probe for others' prompts.
         self._salt = os.urandom(32)
 
-    def can_admit(self, request: Request, holders: Iterable[Request]) -> bool:
+    def can_admit(self, request: Request, holders: Sequence[Request]) -> bool:
         """Whether a waiting request may hold what it needs, beside all requests that hold something already.
 
         Under a budget everyone's blocks up to the next compression are counted as taken, so that no request that runs
-        can lack one for good. Without a budget there must be room for the request's known tokens.
+        can lack one for good. Without a budget there must be room for the request's known tokens, and for one more
+        block of everyone who runs, so that what is admitted is not preempted at once.
         """
         limits = self.limits
         if not self.rows.num_free:
@@ -34,7 +35,8 @@ class Holdings:
         if not limits.max_blocks_per_request:
             found = self._find_prefix(request)
             missing = limits.blocks_for(len(request.token_ids)) - len(found)
-            return self.blocks.num_free - sum(not self.blocks.references(block) for block in found) >= missing
+            free = self.blocks.num_free - sum(not self.blocks.references(block) for block in found)
+            return free >= missing + len(holders)
         if limits.can_compress(request) and not self.slots.num_free:
             return False
         reserved = sum(self._reserved_blocks(other) for other in holders)

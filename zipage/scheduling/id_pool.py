@@ -1,4 +1,4 @@
-"""A pool of small integers with one owner each: KV blocks, query slots, rows of the decode worker."""
+"""A pool of small integers with one owner each: query slots, and rows of the decode worker."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,6 @@ class IdPool:
         self.name = name
         self.size = size
         self._free = dict.fromkeys(range(size))
-        self.peak = 0
 
     @property
     def num_free(self) -> int:
@@ -38,7 +37,6 @@ class IdPool:
         taken = [number for number, _ in zip(self._free, range(count), strict=False)]
         for number in taken:
             del self._free[number]
-        self.peak = max(self.peak, self.num_used)
         return taken
 
     def give_back(self, numbers: Iterable[int]) -> None:

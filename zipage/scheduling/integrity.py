@@ -29,11 +29,14 @@ def integrity_errors(
 
 
 def _block_errors(pool: BlockPool, holders: Counter[int]) -> list[str]:
-    return [
-        f"block {block} has {holders[block]} holders and {pool.references(block)} references"
-        for block in range(pool.size)
-        if holders[block] != pool.references(block)
+    errors = [
+        f"block {block} has {count} holders and {pool.references(block)} references"
+        for block, count in holders.items()
+        if count != pool.references(block)
     ]
+    if pool.num_used != len(holders):
+        errors.append(f"{len(holders)} blocks have holders, and {pool.num_used} are not free")
+    return errors
 
 
 def _ownership_errors(pool: IdPool, held: Iterable[int]) -> list[str]:

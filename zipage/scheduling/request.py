@@ -59,7 +59,7 @@ class Request:
         interval_start: position at which the observed interval began.
         in_flight: planned steps that have not returned yet and touch this request.
         pending_tokens: tokens that those steps will sample.
-        is_paused: nothing more is planned until those steps have returned, because its blocks are wanted.
+        is_paused: it is to be preempted as soon as those steps have returned.
         job_in_flight: a compression job that is not done yet touches its blocks.
         times in seconds of the caller's monotonic clock.
     """

@@ -101,16 +101,18 @@ class Scheduler:
         """
         if len(self._in_flight) >= self.limits.max_steps_in_flight:
             return None
+        self._preempt_paused()
         tokens_left = self.limits.max_num_batched_tokens
         for state in (RequestState.RUNNING, RequestState.PREFILLING):
             for request in list(self._running.values()):
                 if tokens_left and request.state is state:
                     tokens_left -= self._plan_request(request, tokens_left)
-        while tokens_left and self._waiting and self.holdings.can_admit(self._waiting[0], self._holders()):
+        while tokens_left and self._can_admit_next():
             request = self._waiting.popleft()
             self._admit(request)
             tokens_left -= self._plan_request(request, tokens_left)
         if not self._next_step.planned:
+            self._next_step.is_short = False
             return None
         step = self._next_step.build(self.counters.steps)
         self._in_flight.append(_PlannedStep(step.step_id, self._next_step.planned))
@@ -187,6 +189,12 @@ class Scheduler:
 
     # ---- planning one request ---------------------------------------------------------------------------------------
 
+    def _can_admit_next(self) -> bool:
+        """Nobody is admitted to blocks that an older request has just asked for in vain."""
+        if self._next_step.is_short or not self._waiting:
+            return False
+        return self.holdings.can_admit(self._waiting[0], self._holders())
+
     def _admit(self, request: Request) -> None:
         request.move_to(RequestState.PREFILLING)
         self._next_step.admissions.append(self.holdings.admit(request))
@@ -196,16 +204,12 @@ class Scheduler:
 
     def _plan_request(self, request: Request, tokens_left: int) -> int:
         """Plan the request's next tokens; returns how many (0 where it has to wait for a block)."""
-        if request.uid not in self._running:
-            return 0
-        if request.is_paused and request.in_flight:
-            return 0
-        request.is_paused = False
-        if request.is_complete or must_compress(request, self.limits):
+        if request.is_paused or request.is_complete or must_compress(request, self.limits):
             return 0
         num_tokens = min(request.num_uncomputed, tokens_left)
         missing = self.limits.blocks_for(request.resident_length + num_tokens) - len(request.block_table)
         if not self._make_room(request, missing):
+            self._next_step.is_short = True
             return 0
         new_blocks = self.holdings.extend(request, missing)
         request.position += num_tokens
@@ -236,11 +240,18 @@ class Scheduler:
             self._preempt(victim)
         return True
 
+    def _preempt_paused(self) -> None:
+        """Preempt the requests whose blocks are wanted, once no step touches them."""
+        for request in list(self._running.values()):
+            if request.is_paused and not request.in_flight:
+                self._preempt(request)
+
     def _preempt(self, request: Request) -> None:
         """Give back all that the request holds and put it first in the queue, to be recomputed from its tokens."""
         del self._running[request.uid]
         self._release(request)
         request.position = request.resident_length = 0
+        request.is_paused = False
         request.preemptions += 1
         self.counters.preemptions += 1
         request.move_to(RequestState.WAITING)
@@ -295,9 +306,15 @@ class _NextStep:
     table_updates: list[TableUpdate] = field(default_factory=list)
     work: list[RowWork] = field(default_factory=list)
     planned: list[Request] = field(default_factory=list)
+    # A request has found no blocks for its next tokens.
+    is_short: bool = False
 
     def release_row(self, row: int) -> None:
-        self.released_rows.append(row)
+        """Take back a row; one whose admission has not been sent is unknown to the decode worker."""
+        admissions = [admission for admission in self.admissions if admission.row != row]
+        if len(admissions) == len(self.admissions):
+            self.released_rows.append(row)
+        self.admissions = admissions
         self.table_updates = [update for update in self.table_updates if update.row != row]
 
     def build(self, step_id: int) -> Step:
