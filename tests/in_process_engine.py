@@ -10,7 +10,7 @@ import torch
 from zipage.config import EngineConfig
 from zipage.eviction.job import run_job
 from zipage.execution.executor import Executor
-from zipage.execution.pool import KVPool, allocate_on_gpu
+from zipage.execution.pool import KVPool, allocate_on_device
 from zipage.execution.pool_size import choose_geometry, effective_max_model_len
 from zipage.messages import CompressionDone, CompressionJob, RequestMetrics, SampledToken, Step, TokenRequest
 from zipage.models.config import load_model_config
@@ -75,7 +75,7 @@ class InProcessEngine:
     def around(cls, decoder: Decoder, config: EngineConfig, pool_bytes: int = 64 << 20) -> "InProcessEngine":
         geometry = choose_geometry(config, decoder.config, "float32", pool_bytes)
         max_model_len = effective_max_model_len(config, decoder.config, geometry)
-        pool = allocate_on_gpu(geometry, torch.device("cpu"))
+        pool = allocate_on_device(geometry, torch.device("cpu"))
         scheduler = Scheduler(SchedulerLimits.from_config(config, geometry, max_model_len))
         return cls(decoder, config, pool, scheduler, Executor(decoder, pool, config, max_model_len))
 

@@ -66,7 +66,7 @@ def open_on_host(geometry: PoolGeometry, descriptor: int) -> KVPool:
     return _pool(geometry, tensors)
 
 
-def allocate_on_gpu(geometry: PoolGeometry, device: torch.device) -> KVPool:
+def allocate_on_device(geometry: PoolGeometry, device: torch.device) -> KVPool:
     """Allocate every tensor on its own, zeroed, as CUDA IPC shares whole allocations."""
     tensors = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape, dtype in _layout(geometry)}
     return _pool(geometry, tensors)

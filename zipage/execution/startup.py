@@ -9,7 +9,7 @@ import torch
 from zipage.config import EngineConfig
 from zipage.errors import ConfigError
 from zipage.execution.executor import Executor
-from zipage.execution.pool import KVPool, allocate_on_gpu, allocate_on_host, cuda_handles
+from zipage.execution.pool import KVPool, allocate_on_device, allocate_on_host, cuda_handles
 from zipage.execution.pool_size import choose_geometry, effective_max_model_len, host_pool_bytes, pool_bytes
 from zipage.messages import PoolExport, PoolGeometry
 from zipage.models.config import ModelConfig, load_model_config
@@ -82,7 +82,7 @@ def _pool_bytes(config: EngineConfig, device: torch.device) -> int:
 
 def _allocate(geometry: PoolGeometry, device: torch.device, pool_fd: int | None) -> KVPool:
     if device.type == "cuda":
-        return allocate_on_gpu(geometry, device)
+        return allocate_on_device(geometry, device)
     if pool_fd is None:
         raise ConfigError("a CPU engine needs the shared-memory file that its supervisor makes")
     return allocate_on_host(geometry, pool_fd)
