@@ -16,7 +16,7 @@ _ALIVE_SECONDS = 1.0
 
 
 class TokenizerProcess:
-    """Two loops, one for the clients and one for the scheduler, around one `TextFrontend`."""
+    """Loops for the clients and for the scheduler around one `TextFrontend`."""
 
     def __init__(
         self, frontend: TextFrontend, clients: ClientRouter, scheduler: AsyncLink[SchedulerMessage, TokenizerMessage]
