@@ -129,7 +129,7 @@ class InProcessEngine:
     def _compress(self, job: CompressionJob) -> None:
         result = run_job(job, self.pool, self.config.scoring)
         self._record_positions(job, result.kept)
-        self.scheduler.finish_compression(CompressionDone(job.uid, result.num_pinned, 0.0))
+        self.scheduler.finish_compression(CompressionDone(job.uid, result.num_pinned))
 
     def _record_positions(self, job: CompressionJob, kept: torch.Tensor) -> None:
         """Translate kept resident indices into positions, through the positions that earlier compressions left."""

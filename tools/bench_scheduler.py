@@ -88,7 +88,7 @@ def measure(scheduler: Scheduler) -> dict[str, float]:
             if outputs := scheduler.finish_step(result, 0.0):
                 encoder.encode(TokenOutputs(outputs))
         while done:
-            scheduler.finish_compression(CompressionDone(done.popleft(), 0, 0.0))
+            scheduler.finish_compression(CompressionDone(done.popleft(), 0))
         jobs = scheduler.plan_jobs()
         steps = []
         while (step := scheduler.plan()) is not None:

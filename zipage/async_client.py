@@ -10,7 +10,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from zipage.client_link import HEARTBEAT_SECONDS, client_closed, connect_dealer, silent_for, unreachable
+from zipage.client_link import CHECK_SECONDS, HEARTBEAT_SECONDS, client_closed, connect_dealer, silent_for, unreachable
 from zipage.client_requests import (
     Conversation,
     PendingRequest,
@@ -27,8 +27,6 @@ from zipage.errors import EngineError, ZipageError
 from zipage.messages import Abort, GenerationRequest, Output, Status, StatusQuery
 from zipage.results import RequestOutput
 from zipage.sampling_params import SamplingParams
-
-_CHECK_SECONDS = 0.2
 
 
 class AsyncClient:
@@ -213,7 +211,7 @@ class AsyncClient:
     async def _watch(self) -> None:
         next_heartbeat = 0.0
         while True:
-            await asyncio.sleep(min(_CHECK_SECONDS, self._timeout / 4))
+            await asyncio.sleep(min(CHECK_SECONDS, self._timeout / 4))
             now = time.monotonic()
             if self._check is not None:
                 self._check()

@@ -16,7 +16,7 @@ import msgspec
 import zmq
 
 from zipage.async_client import AsyncClient
-from zipage.client_link import HEARTBEAT_SECONDS, client_closed, connect_dealer, silent_for, unreachable
+from zipage.client_link import CHECK_SECONDS, HEARTBEAT_SECONDS, client_closed, connect_dealer, silent_for, unreachable
 from zipage.client_requests import (
     Conversation,
     OnResult,
@@ -37,7 +37,6 @@ from zipage.sampling_params import SamplingParams
 
 __all__ = ["AsyncClient", "Client"]
 
-_CHECK_SECONDS = 0.2
 # A supervisor learns of a dead process a moment after its sockets close; wait so long for its better explanation.
 _EXPLANATION_SECONDS = 2.0
 
@@ -272,7 +271,7 @@ class Client:
         if self._socket.closed:
             raise client_closed()
         deadline = time.monotonic() + self._timeout
-        patience = min(_CHECK_SECONDS, self._heartbeat_seconds or _CHECK_SECONDS)
+        patience = min(CHECK_SECONDS, self._heartbeat_seconds or CHECK_SECONDS)
         while True:
             self._send_heartbeat()
             if self._socket.poll(int(1000 * patience)):
@@ -300,4 +299,4 @@ class Client:
         deadline = time.monotonic() + _EXPLANATION_SECONDS
         while self._check is not None and time.monotonic() < deadline:
             self._check()
-            time.sleep(_CHECK_SECONDS / 4)
+            time.sleep(CHECK_SECONDS / 4)

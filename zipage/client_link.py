@@ -10,6 +10,8 @@ from zipage.errors import EngineError
 
 # How often a client that waits asks a silent engine for its status.
 HEARTBEAT_SECONDS = 1.0
+# How often one that was given a `check` calls it meanwhile.
+CHECK_SECONDS = 0.2
 
 # How long an abort may take to leave after the client has been closed.
 _LINGER_MS = 500

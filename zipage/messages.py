@@ -353,11 +353,10 @@ class PoolOpened(Message, frozen=True):
 
 
 class CompressionDone(Message, frozen=True):
-    """The job's writes have finished on the device; the first `num_pinned` survivors are pinned, it took `seconds`."""
+    """The job's writes have finished on the device; the first `num_pinned` survivors are pinned."""
 
     uid: int
     num_pinned: int
-    seconds: float
 
 
 CompressionWorkerMessage = PoolOpened | CompressionDone

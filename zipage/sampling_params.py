@@ -105,9 +105,6 @@ def sampling_params_from(fields: Mapping[str, Any]) -> SamplingParams:
     try:
         return msgspec.convert(fields, SamplingParams, str_keys=True)
     except msgspec.ValidationError as error:
-        cause = error.__cause__
-        if isinstance(cause, InvalidRequestError):
-            raise cause from None
         raise InvalidRequestError(f"sampling parameters: {error}") from None
 
 

@@ -87,7 +87,7 @@ class ShadowWorkers:
         size = self.limits.block_size
         for index, value in enumerate(row.entries):
             self.cache[job.target_blocks[index // size], index % size] = value
-        return CompressionDone(uid, 0, 0.0)
+        return CompressionDone(uid, 0)
 
     def _admitted(self, admission) -> ShadowRow:
         row = ShadowRow(list(admission.token_ids), admission.query_slot, table=list(admission.block_table))

@@ -154,7 +154,7 @@ def test_a_request_is_compressed_when_its_last_block_is_full() -> None:
     assert job.num_observed == 6
     assert scheduler.plan() is None
     assert scheduler.num_compressing == 1
-    scheduler.finish_compression(CompressionDone(0, 0, 0.0))
+    scheduler.finish_compression(CompressionDone(0, 0))
     step = scheduler.plan()
     assert step.table_updates[0].block_table == job.block_table
     assert step.table_updates[0].resident_length == 16
@@ -167,7 +167,7 @@ def test_a_long_prompt_gives_back_the_blocks_beyond_its_budget() -> None:
     scheduler.finish_step(answer(scheduler.plan(), [0]), 0.0)
     assert scheduler.plan_jobs()[0].num_entries == 48
     assert scheduler.holdings.blocks.num_used == 6
-    scheduler.finish_compression(CompressionDone(0, 0, 0.0))
+    scheduler.finish_compression(CompressionDone(0, 0))
     assert scheduler.holdings.blocks.num_used == 3
 
 
@@ -180,7 +180,7 @@ def test_aborting_during_a_job_frees_blocks_only_when_it_is_done() -> None:
     assert (output.finish_reason, output.token, output.metrics.finished) == ("abort", None, 3.0)
     assert scheduler.holdings.blocks.num_used == 2
     assert not scheduler.is_idle
-    scheduler.finish_compression(CompressionDone(0, 0, 0.0))
+    scheduler.finish_compression(CompressionDone(0, 0))
     assert scheduler.holdings.blocks.num_used == 0
     assert scheduler.holdings.slots.num_used == 0
     assert scheduler.is_idle
@@ -342,7 +342,7 @@ def test_a_shared_block_is_no_target() -> None:
     for job in (first, second):
         assert not set(job.target_blocks) & set(shared)
     for uid in (0, 1):
-        scheduler.finish_compression(CompressionDone(uid, 0, 0.0))
+        scheduler.finish_compression(CompressionDone(uid, 0))
         assert scheduler.integrity_errors() == []
     assert scheduler.holdings.blocks.num_used == 6
     # The prompt's blocks were not written and can be found by a third request.

@@ -6,7 +6,7 @@ import torch
 
 from zipage.config import EngineConfig
 from zipage.execution.sampling import SamplingState
-from zipage.messages import Admission, PoolGeometry, RowWork, Step, TableUpdate
+from zipage.messages import Admission, PoolGeometry, Step, TableUpdate
 
 
 @dataclass
@@ -65,7 +65,7 @@ class RowTable:
         for update in step.table_updates:
             self._replace_table(update)
         for work in step.work:
-            self._append_blocks(work)
+            self._append_blocks(work.row, work.new_blocks)
 
     def _admit(self, admission: Admission) -> None:
         sampling = SamplingState(
@@ -79,20 +79,20 @@ class RowTable:
         row = Row(list(admission.token_ids), admission.prompt_length, admission.query_slot, sampling)
         row.position = row.resident_length = admission.position
         self.rows[admission.row] = row
-        self._append_blocks(RowWork(admission.row, 0, admission.block_table))
+        self._append_blocks(admission.row, admission.block_table)
 
     def _replace_table(self, update: TableUpdate) -> None:
         row = self.rows[update.row]
         row.num_blocks = 0
         row.resident_length = update.resident_length
         row.interval_start = row.position
-        self._append_blocks(RowWork(update.row, 0, update.block_table))
+        self._append_blocks(update.row, update.block_table)
 
-    def _append_blocks(self, work: RowWork) -> None:
-        if work.new_blocks:
-            row = self.rows[work.row]
+    def _append_blocks(self, number: int, blocks: list[int]) -> None:
+        if blocks:
+            row = self.rows[number]
             if not row.num_blocks:
-                self.block_tables[work.row] = work.new_blocks[0]
-            end = row.num_blocks + len(work.new_blocks)
-            self.block_tables[work.row, row.num_blocks : end] = torch.tensor(work.new_blocks)
+                self.block_tables[number] = blocks[0]
+            end = row.num_blocks + len(blocks)
+            self.block_tables[number, row.num_blocks : end] = torch.tensor(blocks)
             row.num_blocks = end

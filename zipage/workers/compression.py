@@ -1,7 +1,5 @@
 """The compression worker: opens the decode worker's KV pool and runs the scheduler's compression jobs."""
 
-import time
-
 import torch
 import zmq
 
@@ -28,11 +26,10 @@ def main(context: WorkerContext) -> None:
             continue
         if pool is None:
             raise EngineError("a compression job came before the pool")
-        started = time.monotonic()
         result = run_job(command, pool, context.config.scoring)
         if pool.device.type == "cuda":
             torch.cuda.synchronize(pool.device)
-        link.send(CompressionDone(command.uid, result.num_pinned, time.monotonic() - started))
+        link.send(CompressionDone(command.uid, result.num_pinned))
 
 
 if __name__ == "__main__":
