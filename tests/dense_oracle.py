@@ -5,6 +5,7 @@ forward pass of its own over the weights of a transformers model (Llama, Qwen2, 
 once more here, head by head, so that a mistake in the engine's has nothing to agree with.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,51 +40,89 @@ class DenseLayer:
 
 
 @dataclass
+class Eviction:
+    """A choice that has been made and not yet taken effect.
+
+    `kept` and `scores` are of each layer, `[Hkv, keep]`, among its first `num_entries`.
+    """
+
+    num_entries: int
+    kept: list[torch.Tensor]
+    scores: list[torch.Tensor]
+    delay: int
+
+
+@dataclass
 class Evictor:
-    """When and what to evict. `interval_start` is the position of the first query since the last compression."""
+    """When and what to evict. `interval_start` is the position of the first query since the last choice.
+
+    `chunk` are the entries beyond its budget that a prompt fills before it is compressed. `delays` are, for each
+    compression in turn, the tokens that are computed between its choice and its effect; none where it runs out.
+    """
 
     scoring: ScoringOptions
     block_size: int
     max_blocks: int
     prompt_length: int
+    chunk: int
+    delays: list[int]
     interval_start: int = 0
+    due: int | None = None
 
-    def is_due(self, length: int) -> bool:
-        return self.max_blocks > 0 and length % self.block_size == 0 and length >= self.max_blocks * self.block_size
+    def room(self, length: int, position: int) -> int | None:
+        """Entries that are computed before the next choice, None for any number."""
+        if not self.max_blocks:
+            return None
+        if self.due is None:
+            full, end = self.max_blocks * self.block_size, length + max(0, self.prompt_length - position)
+            self.due = full + self.chunk
+            if end <= self.due:
+                self.due = max(full, -(-end // self.block_size) * self.block_size)
+        return self.due - length
 
-    def compress(self, layers: list[DenseLayer], next_position: int) -> list[torch.Tensor]:
-        kept_positions = [self._compress_layer(layer) for layer in layers]
+    def choose(self, layers: list[DenseLayer], next_position: int) -> Eviction:
+        delay = self.delays.pop(0) if self.delays else 0
+        chosen = [self._choose_in_layer(layer, next_position) for layer in layers]
         self.interval_start = next_position
-        return kept_positions
+        return Eviction(layers[0].length, [kept for kept, _ in chosen], [scores for _, scores in chosen], delay)
 
-    def _compress_layer(self, layer: DenseLayer) -> torch.Tensor:
+    def evict(self, layers: list[DenseLayer], eviction: Eviction) -> list[torch.Tensor]:
+        """Drop what was not kept; what was computed after the choice follows the survivors. Returns kept positions."""
+        self.due = None
         keep = (self.max_blocks - 1) * self.block_size
+        for layer, kept, scores in zip(layers, eviction.kept, eviction.scores, strict=True):
+            tail = layer.length - eviction.num_entries
+            for head, indices in enumerate(kept):
+                for buffer in (layer.keys, layer.values, layer.positions):
+                    after = buffer[head, eviction.num_entries : layer.length].clone()
+                    buffer[head, :keep] = buffer[head, indices].clone()
+                    buffer[head, keep : keep + tail] = after
+            layer.scores, layer.length = scores, keep + tail
+        return [layer.positions[:, :keep].clone() for layer in layers]
+
+    def _choose_in_layer(self, layer: DenseLayer, next_position: int) -> tuple[torch.Tensor, torch.Tensor]:
         queries = torch.cat(layer.queries)
+        layer.queries = []
         survivors = layer.scores.shape[1]
-        observed = observed_indices(self.scoring, len(queries), self.interval_start, self.prompt_length)
+        prompt_end = min(self.prompt_length, next_position)
+        observed = observed_indices(self.scoring, len(queries), self.interval_start, prompt_end)
         positions = layer.positions[:, : layer.length]
-        kept, scores = choose_survivors(
+        return choose_survivors(
             layer.keys[:, : layer.length],
             queries[observed],
             [survivors + index for index in observed],
             layer.scores,
             self.scoring,
             self.block_size,
-            keep,
+            (self.max_blocks - 1) * self.block_size,
             [int((row < self.prompt_length).sum()) if self.scoring.pin_prompt else 0 for row in positions],
         )
-        for head, indices in enumerate(kept):
-            for buffer in (layer.keys, layer.values, layer.positions):
-                buffer[head, :keep] = buffer[head, indices].clone()
-        layer.scores = scores
-        layer.queries, layer.length = [], keep
-        return layer.positions[:, :keep].clone()
 
 
-def observed_indices(scoring: ScoringOptions, count: int, interval_start: int, prompt_length: int) -> list[int]:
+def observed_indices(scoring: ScoringOptions, count: int, interval_start: int, prompt_end: int) -> list[int]:
     """Which of the interval's `count` queries are observed, as interval indices."""
     if scoring.observe == "all":
-        return [i for i in range(count) if interval_start + i >= prompt_length - scoring.window]
+        return [i for i in range(count) if interval_start + i >= prompt_end - scoring.window]
     if scoring.observe == "last":
         return list(range(count))[-scoring.window :]
     stride = 1
@@ -172,11 +211,14 @@ def dense_generate(
     block_size: int = 16,
     kv_budget: int = 0,
     eos_ids: tuple[int, ...] = (),
+    chunk: int = 1 << 30,
+    delays: Sequence[int] = (),
 ) -> OracleResult:
     """Decode greedily under eviction.
 
     A request is compressed when prefill is over, its entries fill whole blocks, and these are at least
-    `ceil(kv_budget / block_size)`; not once its last token is known.
+    `ceil(kv_budget / block_size)`; not once its last token is known. Before, a prompt is compressed when its entries
+    fill the budget and `chunk` more, and it is not over.
 
     Args:
         model: a causal language model of transformers (Llama, Qwen2 or Qwen3) in float32.
@@ -186,20 +228,36 @@ def dense_generate(
         block_size: entries per block.
         kv_budget: in tokens; 0 never compresses.
         eos_ids: end the answer, and are part of it.
+        chunk: entries beyond the budget, in whole blocks, that a prompt fills before it is compressed.
+        delays: for each compression, tokens that are computed before it takes effect.
     """
-    evictor = Evictor(scoring or ScoringOptions(), block_size, -(-kv_budget // block_size), len(prompt_ids))
+    max_blocks = -(-kv_budget // block_size)
+    evictor = Evictor(scoring or ScoringOptions(), block_size, max_blocks, len(prompt_ids), chunk, list(delays))
     layers = [_empty_layer(model.config, len(prompt_ids) + max_new_tokens) for _ in model.model.layers]
     result = OracleResult(tokens=[], kept_positions=[])
-    inputs, position = prompt_ids, 0
+    inputs, position, eviction = prompt_ids, 0, None
     while True:
-        logits = _forward(model, layers, inputs, position)
-        position += len(inputs)
+        if eviction is None and evictor.room(layers[0].length, position) == 0:
+            eviction = evictor.choose(layers, position)
+        if eviction is not None and eviction.delay == 0:
+            result.kept_positions.append(evictor.evict(layers, eviction))
+            eviction = None
+            continue
+        room = evictor.room(layers[0].length, position) if eviction is None else None
+        now, inputs = inputs[:room], inputs[len(inputs[:room]) :]
+        logits = _forward(model, layers, now, position)
+        position += len(now)
+        if eviction is not None:
+            eviction.delay -= len(now)
+            if eviction.delay == 0:
+                result.kept_positions.append(evictor.evict(layers, eviction))
+                eviction = None
+        if inputs:
+            continue
         inputs = [int(logits.argmax())]
         result.tokens += inputs
         if len(result.tokens) == max_new_tokens or inputs[0] in eos_ids:
             return result
-        if evictor.is_due(layers[0].length):
-            result.kept_positions.append(evictor.compress(layers, position))
 
 
 def _empty_layer(config: Any, capacity: int) -> DenseLayer:
@@ -253,11 +311,12 @@ def _attend(
     layer.positions[:, start:end] = positions
     layer.queries.append(query)
     layer.length = end
+    visible = torch.arange(end) <= torch.arange(start, end)[:, None]
     output = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         layer.keys[None, :, :end],
         layer.values[None, :, :end],
-        is_causal=len(query) > 1,
+        attn_mask=visible,
         enable_gqa=True,
     )[0]
     return output.transpose(0, 1).flatten(1)

@@ -27,6 +27,8 @@ from zipage.messages import (
     TokenLogprob,
 )
 
+QUEUE_FULL = "the engine is full: 4 completions wait; max_waiting lets 0 to 4 do so"
+
 Answer = Output | Refused | Status | bytes
 Script = Callable[[GenerationRequest], list[Answer]]
 
@@ -51,6 +53,7 @@ def metrics_of(tokens: int) -> RequestMetrics:
         compressions=1,
         peak_blocks=2,
         preemptions=0,
+        swaps=0,
     )
 
 
@@ -63,7 +66,7 @@ def prompt_text(request: GenerationRequest) -> str:
     return " ".join(f"{message['role']}:{message['content']}" for message in request.messages or [])
 
 
-def answer_with(request: GenerationRequest, pieces: list[str]) -> list[Answer]:
+def answer_with(request: GenerationRequest, pieces: list[str], finish_reason: str = "stop") -> list[Answer]:
     """Every completion is these pieces; one piece where the request does not stream."""
     logprobs = None
     if request.sampling.logprobs is not None:
@@ -71,7 +74,7 @@ def answer_with(request: GenerationRequest, pieces: list[str]) -> list[Answer]:
     parts = pieces if request.stream else ["".join(pieces)]
     answers: list[Answer] = []
     for place, part in enumerate(parts):
-        last = {"finish_reason": "stop", "metrics": metrics_of(len(pieces))} if place == len(parts) - 1 else {}
+        last = {"finish_reason": finish_reason, "metrics": metrics_of(len(pieces))} if place == len(parts) - 1 else {}
         answers += [
             Output(request.request_id, index, part, [place], logprobs, **last) for index in range(request.sampling.n)
         ]
@@ -81,18 +84,21 @@ def answer_with(request: GenerationRequest, pieces: list[str]) -> list[Answer]:
 def echo(request: GenerationRequest) -> list[Answer]:
     """Answer with the prompt's words in capitals, or as the first word of the last message says.
 
-    That is refuse, hang (until aborted), or garbage.
+    That is refuse, full, hang (until aborted), or garbage; with abort, deadline or error the answer ends so.
     """
     text = prompt_text(request)
     last = request.messages[-1]["content"] if request.messages else text
     first = last.split(" ")[0]
     if first == "refuse":
         return [Refused(request.request_id, "prompt must be shorter", "prompt")]
+    if first == "full":
+        return [Refused(request.request_id, QUEUE_FULL, None)]
     if first == "hang":
         return [Output(request.request_id, 0, "HANG", [1])] if request.stream else []
     if first == "garbage":
         return [b"\xc1"]
-    return answer_with(request, [piece for word in text.upper().split(" ") for piece in (" ", word)][1:])
+    pieces = [piece for word in text.upper().split(" ") for piece in (" ", word)][1:]
+    return answer_with(request, pieces, first if first in ("abort", "deadline", "error") else "stop")
 
 
 class FakeEngine:
@@ -176,6 +182,7 @@ class FakeSupervisor:
     """Stands for a supervisor whose engine is a `FakeEngine`."""
 
     def __init__(self, engine: FakeEngine, config: EngineConfig) -> None:
+        self.engine = engine
         self.address = engine.address
         self.config = config
         self.status = fake_status()

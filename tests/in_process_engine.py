@@ -12,7 +12,18 @@ from zipage.eviction.job import run_job
 from zipage.execution.executor import Executor
 from zipage.execution.pool import KVPool, allocate_on_device
 from zipage.execution.pool_size import choose_geometry, effective_max_model_len
-from zipage.messages import CompressionDone, CompressionJob, RequestMetrics, SampledToken, Step, TokenRequest
+from zipage.execution.host_memory import HostMemory
+from zipage.messages import (
+    CompressionDone,
+    CompressionJob,
+    Job,
+    RequestMetrics,
+    SampledToken,
+    Step,
+    SwapDone,
+    TokenOutput,
+    TokenRequest,
+)
 from zipage.models.config import load_model_config
 from zipage.models.decoder import Decoder
 from zipage.models.loading import load_decoder
@@ -37,11 +48,16 @@ def greedy(max_tokens: int | None, ignore_eos: bool = True) -> SamplingParams:
 
 @dataclass
 class Result:
-    """One finished completion; `kept` holds [num_layers, num_kv_heads, keep] positions for each compression."""
+    """One finished completion.
+
+    For each compression `kept` holds [num_layers, num_kv_heads, keep] positions, and `delays` how many tokens were
+    computed before it took effect.
+    """
 
     tokens: list[int] = field(default_factory=list)
     sampled: list[SampledToken] = field(default_factory=list)
     kept: list[torch.Tensor] = field(default_factory=list)
+    delays: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     metrics: RequestMetrics | None = None
 
@@ -51,7 +67,7 @@ class InProcessEngine:
     """Scheduler, executor and eviction over one pool; jobs finish right after the step that ordered them.
 
     `finish_jobs` decides, for the list of open jobs, which of them are done before the next step, so that tests can
-    hold jobs back.
+    hold jobs back; `before_plan` is called with the scheduler before each step is planned.
     """
 
     decoder: Decoder
@@ -59,25 +75,33 @@ class InProcessEngine:
     pool: KVPool
     scheduler: Scheduler
     executor: Executor
-    finish_jobs: Callable[[list[CompressionJob]], list[CompressionJob]] = list
+    host_memory: HostMemory
+    finish_jobs: Callable[[list[Job]], list[Job]] = list
+    before_plan: Callable[[Scheduler], None] = lambda scheduler: None
     results: dict[int, Result] = field(default_factory=dict)
     positions: dict[int, torch.Tensor] = field(default_factory=dict)
+    interval_starts: dict[int, int] = field(default_factory=dict)
     step_sizes: list[int] = field(default_factory=list)
     most_waiting: int = 0
 
     @classmethod
-    def create(cls, model_dir: Path, config: EngineConfig, pool_bytes: int = 64 << 20) -> "InProcessEngine":
+    def create(
+        cls, model_dir: Path, config: EngineConfig, pool_bytes: int = 64 << 20, swap_bytes: int = 0
+    ) -> "InProcessEngine":
         model = load_model_config(model_dir)
         decoder = load_decoder(model_dir, model, torch.float32, torch.device("cpu"))
-        return cls.around(decoder, config, pool_bytes)
+        return cls.around(decoder, config, pool_bytes, swap_bytes)
 
     @classmethod
-    def around(cls, decoder: Decoder, config: EngineConfig, pool_bytes: int = 64 << 20) -> "InProcessEngine":
-        geometry = choose_geometry(config, decoder.config, "float32", pool_bytes)
+    def around(
+        cls, decoder: Decoder, config: EngineConfig, pool_bytes: int = 64 << 20, swap_bytes: int = 0
+    ) -> "InProcessEngine":
+        geometry = choose_geometry(config, decoder.config, "float32", pool_bytes, swap_bytes)
         max_model_len = effective_max_model_len(config, decoder.config, geometry)
         pool = allocate_on_device(geometry, torch.device("cpu"))
         scheduler = Scheduler(SchedulerLimits.from_config(config, geometry, max_model_len))
-        return cls(decoder, config, pool, scheduler, Executor(decoder, pool, config, max_model_len))
+        executor = Executor(decoder, pool, config, max_model_len)
+        return cls(decoder, config, pool, scheduler, executor, HostMemory(pool))
 
     def generate(
         self,
@@ -99,47 +123,54 @@ class InProcessEngine:
 
     def run(self, max_steps: int | None = None) -> None:
         """Step until nothing is left, checking the scheduler's integrity on the way."""
-        jobs: list[CompressionJob] = []
+        jobs: list[Job] = []
         steps: deque[Step] = deque()
         while not self.scheduler.is_idle:
             if len(self.step_sizes) == max_steps:
                 self.scheduler.abort(self.results, 0.0)
+            self.before_plan(self.scheduler)
             while (step := self.scheduler.plan()) is not None:
                 steps.append(step)
                 self.most_waiting = max(self.most_waiting, self.scheduler.num_waiting)
+            jobs += self.scheduler.plan_jobs()
             assert steps or jobs, "the scheduler is stuck"
             if steps:
                 self.step_sizes.append(sum(work.num_tokens for work in steps[0].work))
-                self._finish_step(steps.popleft())
-            jobs += self.scheduler.plan_jobs()
+                step = steps.popleft()
+                self._take(self.scheduler.finish_step(self.executor.execute(step), 0.0))
             # Jobs run before the steps that were planned ahead of them, which must not touch the same blocks.
             for job in self.finish_jobs(jobs):
-                self._compress(job)
+                self._finish_job(job)
                 jobs.remove(job)
             assert not self.scheduler.integrity_errors()
 
-    def _finish_step(self, step: Step) -> None:
-        for output in self.scheduler.finish_step(self.executor.execute(step), 0.0):
+    def _take(self, outputs: list[TokenOutput]) -> None:
+        for output in outputs:
             result = self.results[output.uid]
             if output.token is not None:
                 result.tokens.append(output.token.token_id)
                 result.sampled.append(output.token)
             result.finish_reason, result.metrics = output.finish_reason, output.metrics
 
-    def _compress(self, job: CompressionJob) -> None:
+    def _finish_job(self, job: Job) -> None:
+        if not isinstance(job, CompressionJob):
+            self.host_memory.run(job)
+            self._take(self.scheduler.finish_job(SwapDone(job.uid), 0.0))
+            return
         result = run_job(job, self.pool, self.config.scoring)
         self._record_positions(job, result.kept)
-        self.scheduler.finish_compression(CompressionDone(job.uid, result.num_pinned))
+        self._take(self.scheduler.finish_job(CompressionDone(job.uid, result.num_pinned), 0.0))
 
     def _record_positions(self, job: CompressionJob, kept: torch.Tensor) -> None:
         """Translate kept resident indices into positions, through the positions that earlier compressions left."""
         layers, heads, _ = kept.shape
-        survivors = self.positions.get(job.uid, torch.zeros(layers, heads, 0, dtype=torch.int64))
-        computed = len(self.results[job.uid].tokens) - 1 + self._prompt_length(job.uid)
-        newer = torch.arange(computed - (job.num_entries - job.num_survivors), computed)
-        before = torch.cat([survivors, newer.expand(layers, heads, -1)], dim=2)
-        self.positions[job.uid] = before.gather(2, kept)
-        self.results[job.uid].kept.append(self.positions[job.uid])
-
-    def _prompt_length(self, uid: int) -> int:
-        return self.scheduler._requests[uid].prompt_length
+        start, survivors = self.interval_starts.get(job.uid, 0), self.positions.get(job.uid)
+        if job.num_survivors == 0 or survivors is None:
+            start, survivors = 0, torch.zeros(layers, heads, 0, dtype=torch.int64)
+        end = start + job.num_entries - job.num_survivors
+        before = torch.cat([survivors, torch.arange(start, end).expand(layers, heads, -1)], dim=2)
+        self.positions[job.uid], self.interval_starts[job.uid] = before.gather(2, kept), end
+        request = self.scheduler.lives.unfinished.get(job.uid)
+        if request is not None:
+            self.results[job.uid].kept.append(self.positions[job.uid])
+            self.results[job.uid].delays.append(request.position - end)

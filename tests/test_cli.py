@@ -5,7 +5,8 @@ import re
 
 import pytest
 from command_line import CommandLine, make_chat_model
-from fake_engine import FakeEngine, answer_with
+from fake_engine import QUEUE_FULL, FakeEngine, answer_with
+from msgspec.structs import fields
 
 from zipage.cli import zipage as group
 from zipage.commands.demonstration import load_task
@@ -41,10 +42,7 @@ def test_a_single_prompt_streams_to_standard_output(command):
     assert lines[4] == (
         "TTFT mean 500.0 ms, p50 500.0 ms, p99 500.0 ms; TPOT mean 500.0 ms, p50 500.0 ms, p99 500.0 ms"
     )
-    assert (
-        lines[5]
-        == "1 compressions, 0 preemptions, peak pool use 40% (40 of 100 blocks), prefix cache hits 0%, KV budget off"
-    )
+    assert lines[5] == "1 compression, peak pool use 40% (40 of 100 blocks), prefix cache hits 0%"
 
 
 def test_several_prompts_are_answered_in_order(command):
@@ -64,8 +62,49 @@ def test_a_refused_prompt_does_not_lose_the_others(command):
     assert (code, out) == (1, "=== prompt 1 of 3 ===\nA\n=== prompt 3 of 3 ===\nC\n")
     assert err.splitlines() == [
         "zipage: error: prompt 2: prompt must be shorter",
-        "zipage: error: 1 of 3 prompts were refused",
+        "zipage: error: 1 of 3 prompts were refused or not answered to the end",
     ]
+
+
+@pytest.mark.parametrize("options, notes", [([], ["(ended by its deadline)"]), (["--quiet"], [])])
+def test_what_a_deadline_has_ended_is_an_answer(command, options, notes):
+    code, out, err = command("run", "bundled", "deadline b", "--deadline", 3, *options)
+    assert (code, out) == (0, "DEADLINE B\n")
+    assert [line for line in err.splitlines() if line.startswith("(")] == notes
+    assert ("1 request (1 completion ended by deadline), " in err) == bool(notes)
+
+
+@pytest.mark.parametrize(
+    "reason, message", [("error", "failed several times to compress"), ("abort", "before it was done")]
+)
+def test_what_the_engine_has_ended_is_a_failure_after_the_text_so_far(command, reason, message):
+    code, out, err = command("run", "bundled", f"{reason} b", "--quiet")
+    assert (code, out) == (1, f"{reason.upper()} B\n")
+    assert re.fullmatch(f"zipage: error: the engine ended the request.*{message}.*\n", err)
+
+
+def test_answers_that_were_cut_short_are_named_among_several(command):
+    code, out, err = command("run", "bundled", "deadline x", "error x", "c")
+    assert code == 1
+    assert [line for line in out.splitlines() if line[0] != "="] == ["DEADLINE X", "ERROR X", "C"]
+    assert "\nprompt 1: ended by its deadline\nzipage: error: prompt 2: the engine ended the request, " in err
+    assert err.endswith("zipage: error: 1 of 3 prompts were refused or not answered to the end\n")
+
+
+def test_completions_that_were_cut_short_are_named(command):
+    code, out, err = command("run", "bundled", "deadline", "--n", 2)
+    assert (code, out) == (0, "--- completion 0 ---\nDEADLINE\n--- completion 1 ---\nDEADLINE\n")
+    assert "\nprompt 1, completion 0: ended by its deadline\nprompt 1, completion 1: ended by its deadline\n" in err
+
+
+def test_a_full_engine_is_a_refusal(command):
+    code, out, err = command("run", "bundled", "full", "--quiet")
+    assert (code, out, err) == (1, "", f"zipage: error: {QUEUE_FULL}\n")
+
+
+def test_prompts_of_the_command_line_never_fill_the_queue(command):
+    command("run", "bundled", *"abcdefg", "--max-num-seqs", 2, "--max-waiting", 1)
+    assert [len(submit.requests) for submit in command.engine.submits] == [3, 1, 1, 1, 1]
 
 
 def test_standard_input_is_one_prompt_unchanged(command):
@@ -88,10 +127,26 @@ def test_without_any_prompt_the_bundled_model_shows_an_example(tmp_path, monkeyp
     assert [(each.prompt, each.sampling) for each in solver.requests] == [(prompt, SamplingParams(temperature=0.0))]
 
 
+@pytest.mark.parametrize(
+    "finish_reason, code, message",
+    [("deadline", 0, "(ended by its deadline)"), ("error", 1, "zipage: error: the engine ended the request")],
+)
+def test_an_example_that_was_cut_short_gets_no_verdict(tmp_path, monkeypatch, capfd, finish_reason, code, message):
+    def script(request):
+        return answer_with(request, ["so far"], finish_reason)
+
+    with FakeEngine(f"ipc://{tmp_path}/engine", script) as solver:
+        result = CommandLine(solver, monkeypatch, capfd)("run")
+    assert result[:2] == (code, "so far\n")
+    assert message in result[2]
+    assert "The answer is" not in result[2]
+
+
 def test_sampling_options_reach_the_request(command):
     arguments = "--temperature 0 --top-k 5 --top-p 0.5 --min-p 0.1 --repetition-penalty 1.5 --presence-penalty 1"
     arguments += " --frequency-penalty -1 --stop x --stop y --stop-token-id 3 --stop-token-id 4 --max-tokens 9"
     arguments += " --min-tokens 2 --ignore-eos --include-stop --no-skip-special-tokens --seed 7"
+    arguments += " --priority -5 --deadline 2.5"
     command("run", "bundled", "a", *arguments.split())
     assert command.engine.requests[0].sampling == SamplingParams(
         temperature=0.0,
@@ -108,6 +163,8 @@ def test_sampling_options_reach_the_request(command):
         ignore_eos=True,
         include_stop=True,
         skip_special_tokens=False,
+        priority=-5,
+        deadline=2.5,
     )
     assert command.supervisors[0].config.seed == 7
 
@@ -117,6 +174,7 @@ def test_engine_options_reach_the_engine(command, name):
     command.failure = "it ended"
     arguments = "--max-model-len 100 --max-num-seqs 3 --max-num-batched-tokens 50 --dtype float32 --device cpu --seed 7"
     arguments += " --kv-budget 500 --block-size 16 --kv-cache-gb 0.5 --scoring paper --ready-timeout 9 --threads 2"
+    arguments += " --compress pressure --shadow-share 0.5 --no-hybrid-scheduling --swap-space-gb 1.5 --max-waiting 8"
     command(name, "bundled", *(["a"] if name == "run" else []), *arguments.split())
     assert command.supervisors[0].config == EngineConfig(
         model=str(default_model()),
@@ -130,6 +188,11 @@ def test_engine_options_reach_the_engine(command, name):
         block_size=16,
         kv_cache_gb=0.5,
         scoring=PAPER_SCORING,
+        compress="pressure",
+        shadow_share=0.5,
+        hybrid_scheduling=False,
+        swap_space_gb=1.5,
+        max_waiting=8,
         ready_timeout=9.0,
         threads=2,
     )
@@ -148,6 +211,11 @@ def test_the_effective_budget_is_told(command, budget, text):
     _, _, err = command("run", "bundled", "a", "--kv-budget", budget)
     assert f"KV budget {text}\n" in err
     assert err.endswith(f", KV budget {text}\n")
+
+
+def test_hybrid_scheduling_can_be_named(command):
+    command("run", "bundled", "a", "--hybrid-scheduling", "--compress", "always")
+    assert command.supervisors[0].config == EngineConfig(model=str(default_model()))
 
 
 def test_quiet_leaves_the_answer_alone(command):
@@ -178,6 +246,15 @@ def test_a_model_with_a_chat_template_gets_messages(command, tmp_path, arguments
         (["run", "bundled", "a", "--max-num-seqs", "0"], r"max_num_seqs must be in \[1, 65536\], not 0"),
         (["run", "bundled", "a", "--kv-budget", "16"], "kv_budget must be 0 or more than one block"),
         (["run", "bundled", "a", "--scoring", "best"], "scoring must start with one of default, paper"),
+        (["run", "bundled", "a", "--compress", "never"], "Invalid value for '--compress'"),
+        (["run", "bundled", "a", "--shadow-share", "1.5"], r"shadow_share must be in \[0, 1\], not 1.5"),
+        (["run", "bundled", "a", "--swap-space-gb", "-1"], r"swap_space_gb must be in \[0, inf\), not -1.0"),
+        (["serve", "bundled", "--max-waiting", "-1"], r"max_waiting must be in \[0, inf\), not -1"),
+        (["run", "bundled", "a", "--priority", "101"], r"priority must be in \[-100, 100\], not 101"),
+        (["run", "bundled", "a", "--priority", "0.5"], "Invalid value for '--priority'"),
+        (["run", "bundled", "a", "--deadline", "0"], r"deadline must be in \(0, inf\), not 0.0"),
+        (["run", "bundled", "a", "--deadline", "nan"], r"deadline must be in \(0, inf\), not nan"),
+        (["serve", "bundled", "--deadline", "1"], "No such option"),
         (["run", "hello"], "MODEL 'hello' is neither a directory nor a hub id .*'bundled'"),
         (["run", ""], "MODEL '' is neither"),
         (["run", "bundled", "a", "--input", "x"], "--input and prompts cannot be given together"),
@@ -256,7 +333,20 @@ def test_help_names_ranges_and_every_field(command):
     text = " ".join(text.split())
     for part in ("1 to 65536", "in (0, 1]", "0 to 4096", "[-2, 2]", "8, 16, 32, 64, 128, 256", "1 to 128", "0 to 20"):
         assert part in text
+    for part in ("[always|pressure]", "-100 to 100", "Share of the KV blocks, 0 to 1", "Seconds, above 0"):
+        assert part in text
     options = {parameter.name for parameter in group.commands["run"].params}
     assert set(EngineConfig.__struct_fields__) <= options
     assert set(SamplingParams.__struct_fields__) - {"logit_bias"} <= options
     assert set(EngineConfig.__struct_fields__) <= {parameter.name for parameter in group.commands["serve"].params}
+
+
+@pytest.mark.parametrize(
+    "name", ["compress", "shadow_share", "hybrid_scheduling", "max_waiting", "priority", "deadline"]
+)
+def test_help_names_the_default(name):
+    [option] = [parameter for parameter in group.commands["run"].params if parameter.name == name]
+    defaults = {True: "on", None: "none"}
+    struct = SamplingParams if name in SamplingParams.__struct_fields__ else EngineConfig
+    [default] = [field.default for field in fields(struct) if field.name == name]
+    assert option.help.endswith(f" [{defaults.get(default, default)}].")

@@ -70,7 +70,34 @@ def test_a_refused_line_does_not_lose_the_others(command, files):
     assert read_texts(output) == {1: "A", 2: None, 3: "C"}
 
 
-@pytest.mark.parametrize("bad", [{"promt": "a"}, {"prompt": "a", "top_p": 0}, {"id": 1, "prompt": "a"}])
+def test_what_a_deadline_has_ended_is_done_and_what_the_engine_has_ended_is_tried_again(command, files):
+    source, output = files
+    write_lines(source, [{"prompt": "deadline b"}, {"prompt": "error b"}, {"prompt": "full"}, {"prompt": "abort b"}])
+    code, _, err = command("run", "--input", source, "--output", output)
+    assert code == 1
+    assert "4 requests (1 completion ended by deadline)" in err
+    assert err.endswith("zipage: error: 3 of 4 lines have an error instead of a result\n")
+    assert read_texts(output) == {1: "DEADLINE B", 2: None, 3: None, 4: None}
+    errors = [json.loads(line).get("error", "") for line in output.read_text().splitlines()]
+    assert "failed several times to compress" in errors[1]
+    assert "max_waiting" in errors[2]
+    write_lines(source, [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}, {"prompt": "d"}])
+    assert command("run", "--input", source, "--output", output, "--quiet") == (0, "", "")
+    assert read_texts(output) == {1: "DEADLINE B", 2: "B", 3: "C", 4: "D"}
+
+
+def test_priorities_and_deadlines_of_lines_come_before_those_of_the_command_line(command, files):
+    write_lines(files[0], [{"prompt": "a", "priority": 3}, {"prompt": "b", "deadline": 5}])
+    command("run", "--input", files[0], "--priority", -2, "--deadline", 9)
+    assert [(request.sampling.priority, request.sampling.deadline) for request in command.engine.requests] == [
+        (3, 9.0),
+        (-2, 5.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"promt": "a"}, {"prompt": "a", "top_p": 0}, {"prompt": "a", "deadline": -1}, {"id": 1, "prompt": "a"}]
+)
 def test_a_bad_line_is_told_before_anything_runs(command, files, bad):
     source, output = files
     write_lines(source, [{"prompt": "a"}, bad])
@@ -115,6 +142,13 @@ def test_a_long_file_is_in_the_engine_only_in_part(command, files):
     assert command("run", "--input", source, "--output", output, "--max-num-seqs", 2)[0] == 0
     assert [len(submit.requests) for submit in command.engine.submits] == [8] + [1] * 42
     assert read_texts(output) == {number + 1: str(number) for number in range(50)}
+
+
+def test_a_file_never_fills_the_queue(command, files):
+    source, output = files
+    write_lines(source, [{"prompt": str(number), "n": 2} for number in range(5)])
+    assert command("run", "--input", source, "--output", output, "--max-num-seqs", 3, "--max-waiting", 2)[0] == 0
+    assert [len(submit.requests) for submit in command.engine.submits] == [2, 1, 1, 1]
 
 
 def test_results_before_a_failure_are_kept(tmp_path, monkeypatch, capfd, files):

@@ -91,6 +91,31 @@ def test_a_refused_turn_does_not_stay_in_a_chat(engine):
     assert talk(engine, "a", "refuse", "b") == [["a"], ["a", "USER:A", "refuse"], ["a", "USER:A", "b"]]
 
 
+@pytest.mark.parametrize(
+    "question, told",
+    [
+        ("deadline", "(ended by its deadline)\n"),
+        ("error", "zipage: error: the engine ended the request, whose KV cache it failed several times"),
+        ("full", "zipage: error: the engine is full: 4 completions wait; max_waiting"),
+    ],
+)
+def test_what_ended_an_answer_is_told_and_the_chat_goes_on(engine, capsys, question, told):
+    seen = talk(engine, question, "b", quiet=False)
+    kept = [] if question == "full" else [question, f"USER:{question.upper()}"]
+    assert seen[1] == [*kept, "b"]
+    assert told in capsys.readouterr().err
+
+
+def test_a_failure_is_told_however_quiet(engine, capsys):
+    talk(engine, "deadline", "error", chat=False)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_example_that_fails_is_told_and_the_chat_goes_on(engine, capsys):
+    assert talk(engine, "a", chat=False, example=lambda: "out of memory") == ["a"]
+    assert capsys.readouterr().err == "zipage: error: out of memory\n"
+
+
 def test_examples_come_first_and_at_empty_lines(engine):
     shown: list[int] = []
     assert talk(engine, "", "a", "", chat=False, example=lambda: shown.append(len(engine.requests))) == ["a"]

@@ -7,10 +7,10 @@ from fake_engine import fake_status, metrics_of
 from rich.console import Console
 
 from zipage.commands.progress import ProgressBar, Speed, describe_load
-from zipage.commands.summary import Summary, describe_times, percentile
+from zipage.commands.summary import Summary, describe_engine, describe_times, percentile
 from zipage.config import EngineConfig
-from zipage.messages import RequestMetrics
-from zipage.results import time_per_output_token, time_to_first_token
+from zipage.messages import Output, RequestMetrics
+from zipage.results import Completion, time_per_output_token, time_to_first_token
 
 
 def test_speed_is_measured_over_the_last_statuses():
@@ -23,6 +23,20 @@ def test_speed_is_measured_over_the_last_statuses():
 def test_load_is_one_line():
     status = fake_status(running=3, waiting=2)
     assert describe_load(status, 12.34) == "12 tokens/s, 3 running, 2 waiting, pool 25%"
+    status = fake_status(running=3, waiting=2, swapped=1)
+    assert describe_load(status, 12.34) == "12 tokens/s, 3 running, 2 waiting, 1 swapped, pool 25%"
+
+
+@pytest.mark.parametrize(
+    "host_blocks, lines", [(0, []), (20, ["host memory for 320 tokens of swapped requests (20 blocks)"])]
+)
+def test_an_engine_is_described_with_its_swap_space(host_blocks, lines):
+    status = fake_status(host_blocks_total=host_blocks)
+    assert describe_engine("x", EngineConfig(model="x"), status).splitlines() == [
+        "model x, at most 16384 tokens a sequence, 256 sequences at once",
+        "KV cache of 1600 tokens (100 blocks of 16)",
+        *lines,
+    ]
 
 
 def draw(is_terminal, shown=True):
@@ -60,8 +74,12 @@ def test_times_are_in_milliseconds():
     assert describe_times([]) == "not measured"
 
 
-def metrics(output_tokens):
-    return RequestMetrics(1.0, 1.25, 2.25, 5, output_tokens, 2, 3, 1)
+def metrics(output_tokens, preemptions=1, swaps=0):
+    return RequestMetrics(1.0, 1.25, 2.25, 5, output_tokens, 2, 3, preemptions, swaps)
+
+
+def completion(metrics, finish_reason="stop"):
+    return Completion(0, "", [], None, finish_reason, None, metrics)
 
 
 @pytest.mark.parametrize("tokens, ttft, tpot", [(0, None, None), (1, 0.25, None), (5, 0.25, 0.25)])
@@ -71,9 +89,9 @@ def test_times_of_a_completion(tokens, ttft, tpot):
 
 def test_a_summary_counts_every_completion():
     summary = Summary()
-    summary.add([metrics(5), metrics(0)])
+    summary.add([completion(metrics(5)), completion(metrics(0))])
     summary.add([])
-    summary.add([metrics_of(3), None])
+    summary.add([completion(metrics_of(3)), completion(None)])
     status = fake_status(prompt_tokens=200, cached_tokens=50)
     first, times, last = summary.report(EngineConfig(model="x", kv_budget=100), status).splitlines()
     assert first == "3 requests, 8 output tokens in 0.0 s: 0.0 tokens/s"
@@ -82,3 +100,20 @@ def test_a_summary_counts_every_completion():
         "5 compressions, 2 preemptions, peak pool use 40% (40 of 100 blocks), prefix cache hits 25%, "
         "KV budget 100 -> 112 tokens (7 blocks of 16)"
     )
+
+
+def test_a_summary_leaves_out_what_did_not_happen():
+    summary = Summary()
+    summary.add([completion(None)])
+    first, _, last = summary.report(EngineConfig(model="x"), fake_status()).splitlines()
+    assert first == "1 request, 0 output tokens in 0.0 s: 0.0 tokens/s"
+    assert last == "peak pool use 40% (40 of 100 blocks), prefix cache hits 0%"
+
+
+def test_a_summary_tells_swaps_failures_and_deadlines():
+    summary = Summary()
+    summary.add([completion(metrics(5, preemptions=2, swaps=1)), completion(metrics(5), "deadline")])
+    summary.add([Output("r", 0, "", [], finish_reason="deadline", metrics=metrics(5, swaps=1))])
+    first, _, last = summary.report(EngineConfig(model="x"), fake_status(failed_jobs=1)).splitlines()
+    assert first == "2 requests (2 completions ended by deadline), 15 output tokens in 0.0 s: 0.0 tokens/s"
+    assert last.startswith("6 compressions, 4 preemptions (2 swaps), 1 failure to compress or swap, peak pool use 40%")

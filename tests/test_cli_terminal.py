@@ -113,7 +113,7 @@ def test_a_terminal_gets_an_example_and_then_a_conversation(tmp_path, terminal):
         process.send_signal(signal.SIGINT)
         assert "(stopped)" in terminal.read_until(">>> ")
         terminal.type("/exit\n")
-        assert "output tokens" in terminal.read_until("KV budget off")
+        assert "output tokens" in terminal.read_until("prefix cache hits")
         assert process.wait(20) == 0
     assert (tmp_path / "seen").read_text() == "aborted 1, shutdowns [1]"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fake_engine import FakeEngine, answer_with, fake_status, wait_until
+from fake_engine import QUEUE_FULL, FakeEngine, answer_with, fake_status, wait_until
 
 from zipage.client import Client
 from zipage.client_requests import PendingRequests
@@ -49,6 +49,57 @@ def test_a_result_has_what_the_engine_sent(client):
 def test_one_params_for_each_prompt(engine, client):
     client.generate(["a", "b"], [SamplingParams(max_tokens=1), SamplingParams(max_tokens=2)])
     assert [request.sampling.max_tokens for request in engine.requests] == [1, 2]
+
+
+def test_priority_and_deadline_reach_the_engine(engine, client):
+    params = SamplingParams(priority=-100, deadline=0.5)
+    client.generate(["a", "b"], [params, SamplingParams()])
+    client.chat([{"role": "user", "content": "x"}], params)
+    list(client.stream("a", params))
+    seen = [(request.sampling.priority, request.sampling.deadline) for request in engine.requests]
+    assert seen == [(-100, 0.5), (0, None), (-100, 0.5), (-100, 0.5)]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"priority": -101}, r"priority must be in \[-100, 100\], not -101"),
+        ({"deadline": 0.0}, r"deadline must be in \(0, inf\), not 0.0"),
+        ({"deadline": float("inf")}, r"deadline must be in \(0, inf\), not inf"),
+    ],
+)
+def test_priority_and_deadline_have_ranges(fields, message):
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        SamplingParams(**fields)
+    assert caught.value.field in fields
+
+
+def test_a_priority_of_a_wrong_type_is_refused_before_it_is_sent(engine, client):
+    with pytest.raises(InvalidRequestError, match=r"Expected `int`, got `float` - at `\$.sampling.priority`"):
+        client.generate("a", SamplingParams(priority=0.5))
+    assert engine.submits == []
+
+
+@pytest.mark.parametrize("reason", ["abort", "deadline", "error"])
+def test_what_was_cut_short_has_its_text_and_says_why(client, reason):
+    [result] = client.generate(f"{reason} b", SamplingParams(n=2))
+    assert result.error is None
+    assert [(each.text, each.finish_reason) for each in result.completions] == [(f"{reason.upper()} B", reason)] * 2
+    assert result.completions[0].metrics.swaps == 0
+    outputs = list(client.stream(f"{reason} b"))
+    assert "".join(output.text for output in outputs) == f"{reason.upper()} B"
+    assert [output.finish_reason for output in outputs] == [None, None, reason]
+
+
+def test_a_full_engine_refuses_with_its_own_words(client):
+    results = client.generate(["a", "full"])
+    assert (str(results[1].error), results[1].error.field) == (QUEUE_FULL, None)
+    with pytest.raises(InvalidRequestError, match="max_waiting lets 0 to 4 do so") as caught:
+        client.generate("full")
+    assert caught.value.field is None
+    with pytest.raises(InvalidRequestError, match="max_waiting"):
+        next(client.stream("full"))
+    assert client.generate("a")[0].text == "A"
 
 
 @pytest.mark.parametrize(
@@ -161,6 +212,31 @@ def test_completed_keeps_at_most_a_window_in_the_engine(engine, client):
     assert len(engine.requests) == 3
     assert len(list(results)) == 9
     assert [len(submit.requests) for submit in engine.submits] == [3] + [1] * 7
+
+
+def test_a_window_is_of_completions(engine, client):
+    counts = [2, 1, 2, 9, 1, 3]
+    requests = (
+        GenerationRequest(request_id=str(place), prompt=str(place), sampling=SamplingParams(n=count))
+        for place, count in enumerate(counts)
+    )
+    assert [len(result.completions) for result in client.completed(requests, window=4)] == counts
+    # The third fits once the first has finished; the fourth, larger than the window, goes in alone.
+    assert [len(submit.requests) for submit in engine.submits] == [2, 1, 1, 2]
+
+
+def test_requests_are_taken_as_places_fall_free(engine, client):
+    taken: list[str] = []
+
+    def requests():
+        for name in "abc":
+            taken.append(name)
+            yield GenerationRequest(request_id=name, prompt=name)
+
+    results = client.completed(requests(), window=1)
+    assert next(results).request_id == "a"
+    assert taken == ["a"]
+    assert [result.request_id for result in results] == ["b", "c"]
 
 
 def test_leaving_early_aborts_what_is_unfinished(engine, client):

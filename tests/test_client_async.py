@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 
 import pytest
-from fake_engine import FakeEngine, wait_until
+from fake_engine import QUEUE_FULL, FakeEngine, wait_until
 
 from zipage.client import AsyncClient
 from zipage.errors import EngineError, InvalidRequestError
 from zipage.messages import GenerationRequest
+from zipage.sampling_params import SamplingParams
 
 
 @pytest.fixture
@@ -48,6 +49,42 @@ def test_refusals(engine):
             await client.generate("refuse")
         with pytest.raises(InvalidRequestError, match="shorter"):
             await anext(client.stream("refuse"))
+
+    with_client(engine, work)
+
+
+def test_priority_and_deadline_reach_the_engine(engine):
+    params = SamplingParams(priority=100, deadline=2)
+
+    async def work(client):
+        await client.generate("a", params)
+        await client.chat([{"role": "user", "content": "x"}], params)
+        async for _ in client.stream("a", params):
+            pass
+
+    with_client(engine, work)
+    assert [(each.sampling.priority, each.sampling.deadline) for each in engine.requests] == [(100, 2.0)] * 3
+
+
+@pytest.mark.parametrize("reason", ["abort", "deadline", "error"])
+def test_what_was_cut_short_has_its_text_and_says_why(engine, reason):
+    async def work(client):
+        [result] = await client.generate(f"{reason} b")
+        assert (result.text, result.completions[0].finish_reason) == (f"{reason.upper()} B", reason)
+        outputs = [output async for output in client.stream(f"{reason} b")]
+        assert [output.finish_reason for output in outputs] == [None, None, reason]
+
+    with_client(engine, work)
+
+
+def test_a_full_engine_refuses_with_its_own_words(engine):
+    async def work(client):
+        results = await client.generate(["a", "full"])
+        assert (str(results[1].error), results[1].error.field) == (QUEUE_FULL, None)
+        with pytest.raises(InvalidRequestError, match="max_waiting lets 0 to 4 do so"):
+            await client.generate("full")
+        with pytest.raises(InvalidRequestError, match="max_waiting"):
+            await anext(client.stream("full"))
 
     with_client(engine, work)
 

@@ -43,9 +43,11 @@ def test_a_line_may_bring_its_id(text, line_id):
 
 def test_sampling_fields_of_a_line_come_before_those_of_the_command_line():
     options = InputOptions(sampling={"max_tokens": 5, "temperature": 0.0}, chat=False, system=None)
-    line = b'{"prompt": "a", "max_tokens": 9, "stop": "x", "logit_bias": {"3": 1}}'
+    line = b'{"prompt": "a", "max_tokens": 9, "stop": "x", "logit_bias": {"3": 1}, "priority": -5, "deadline": 2.5}'
     sampling = parse_line(line, 1, options).request.sampling
-    assert sampling == SamplingParams(max_tokens=9, temperature=0.0, stop=("x",), logit_bias={3: 1.0})
+    assert sampling == SamplingParams(
+        max_tokens=9, temperature=0.0, stop=("x",), logit_bias={3: 1.0}, priority=-5, deadline=2.5
+    )
 
 
 def test_prompts_become_messages_with_chat():
@@ -77,6 +79,10 @@ def test_prompts_become_messages_with_chat():
         (b'{"prompt": "a", "id": 1.5}', "id must be text or a whole number, not 1.5"),
         (b'{"prompt": "a", "top_p": 2}', r"top_p must be in \(0, 1\], not 2"),
         (b'{"prompt": "a", "n": "two"}', "Expected `int`, got `str`"),
+        (b'{"prompt": "a", "priority": 101}', r"priority must be in \[-100, 100\], not 101"),
+        (b'{"prompt": "a", "priority": 0.5}', r"Expected `int`, got `float` - at `\$.priority`"),
+        (b'{"prompt": "a", "deadline": 0}', r"deadline must be in \(0, inf\), not 0"),
+        (b'{"prompt": "a", "deadline": "soon"}', r"Expected `float \| null`, got `str` - at `\$.deadline`"),
     ],
 )
 def test_a_bad_line_is_refused(line, message):
@@ -152,6 +158,7 @@ def test_a_written_result_can_be_read(tmp_path):
                 "tpot": 0.5,
                 "compressions": 1,
                 "preemptions": 0,
+                "swaps": 0,
                 "peak_blocks": 2,
             }
         ],
@@ -164,6 +171,10 @@ def test_a_written_result_can_be_read(tmp_path):
     [
         (RequestOutput("line 1", [], InvalidRequestError("too long")), "too long"),
         (RequestOutput("line 1", [completion(), completion(finish_reason="abort")]), "ended the request"),
+        (
+            RequestOutput("line 1", [completion(), completion(finish_reason="error")]),
+            "failed several times to compress",
+        ),
     ],
 )
 def test_what_is_not_a_result_is_written_as_an_error(tmp_path, result, error):
@@ -172,6 +183,15 @@ def test_what_is_not_a_result_is_written_as_an_error(tmp_path, result, error):
         assert error in write_result(file, 1, result)
     assert error in msgspec.json.decode(path.read_bytes())["error"]
     assert finished_ids(path) == set()
+
+
+def test_what_a_deadline_has_ended_is_a_result(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with path.open("ab") as file:
+        assert write_result(file, 1, RequestOutput("line 1", [completion("so far", "deadline")])) is None
+    [written] = msgspec.json.decode(path.read_bytes())["completions"]
+    assert (written["text"], written["finish_reason"]) == ("so far", "deadline")
+    assert finished_ids(path) == {1}
 
 
 @pytest.mark.parametrize("rest", [b'{"id": 9, "err', b'{"id":"x","completions":[]}', b"{", b'{"id":"y","error":"x"}\n'])

@@ -20,8 +20,10 @@ from zipage.messages import (
     Abort,
     AbortTokens,
     CompressionDone,
+    CompressionJob,
     Failed,
     GenerationRequest,
+    JobFailed,
     PoolOpened,
     Ready,
     Refused,
@@ -29,6 +31,9 @@ from zipage.messages import (
     Step,
     StepResult,
     Submit,
+    SwapDone,
+    SwapIn,
+    SwapOut,
     TokenOutputs,
 )
 from zipage.sampling_params import SamplingParams
@@ -61,7 +66,7 @@ def run(coroutine) -> None:
 
 
 def step(step_id: int) -> Step:
-    return Step(step_id, released_rows=[], admissions=[], table_updates=[], work=[])
+    return Step(step_id, released_rows=[], admissions=[], table_updates=[], recording_updates=[], work=[])
 
 
 def test_scheduler_and_sync_workers(runtime_dir: Path, context: zmq.Context, lifeline: tuple[int, int]) -> None:
@@ -84,6 +89,29 @@ def test_scheduler_and_sync_workers(runtime_dir: Path, context: zmq.Context, lif
 
     run(scheduler())
     decode.close()
+    compression.close()
+
+
+def test_jobs_and_their_answers(runtime_dir: Path, context: zmq.Context, lifeline: tuple[int, int]) -> None:
+    compression = links.connect_compression_link(context, runtime_dir, lifeline[0])
+    jobs = [
+        CompressionJob(1, [4, 5, 6], [7, 8], 48, 0, 0, 0, 2, 32),
+        SwapOut(2, [4, 5], query_buffer=-1, host_blocks=[0, 1], host_slot=0),
+        SwapIn(2, [6, 7], query_buffer=3, host_blocks=[0, 1], host_slot=0),
+    ]
+    answers = [CompressionDone(1, 0), SwapDone(2), JobFailed(2, "out of memory")]
+
+    async def scheduler() -> None:
+        with zmq.asyncio.Context() as sockets:
+            ends = links.bind_scheduler_links(sockets, runtime_dir)
+            for job, answer in zip(jobs, answers, strict=True):
+                await ends.compression.send(job)
+                assert await asyncio.to_thread(compression.receive) == job
+                compression.send(answer)
+                assert await ends.compression.receive() == answer
+            ends.close()
+
+    run(scheduler())
     compression.close()
 
 

@@ -50,6 +50,12 @@ def test_scoring_is_text_or_options(scoring, expected):
         ({"max_num_seqs": 0}, r"max_num_seqs must be in \[1, 65536\], not 0"),
         ({"max_num_seqs": "8"}, r"Expected `int`, got `str` - at `\$.max_num_seqs`"),
         ({"dtype": "int8"}, "dtype"),
+        ({"compress": "never"}, r"'never' - at `\$.compress`"),
+        ({"shadow_share": -0.1}, r"shadow_share must be in \[0, 1\], not -0.1"),
+        ({"hybrid_scheduling": 1}, r"Expected `bool`, got `int` - at `\$.hybrid_scheduling`"),
+        ({"swap_space": 1}, "unknown option swap_space; did you mean swap_space_gb"),
+        ({"swap_space_gb": -1}, r"swap_space_gb must be in \[0, inf\), not -1"),
+        ({"max_waiting": -1}, r"max_waiting must be in \[0, inf\), not -1"),
         ({"scoring": "best"}, "scoring must start with one of default, paper"),
         ({"scoring": 5}, "scoring"),
     ],
@@ -97,6 +103,20 @@ def test_an_llm_answers_and_ends_its_engine(supervisors, capfd):
     with pytest.raises(EngineError, match="client is closed"):
         llm.generate("a")
     assert capfd.readouterr() == ("", "")
+
+
+def test_options_of_an_llm_and_of_its_requests(supervisors, tmp_path):
+    options = {"compress": "pressure", "shadow_share": 0.5, "hybrid_scheduling": False, "swap_space_gb": 2}
+    params = SamplingParams(priority=-1, deadline=60)
+    with LLM(**options, max_waiting=4) as llm:
+        assert llm.config == EngineConfig(model=str(default_model()), **options, max_waiting=4)
+        assert llm.generate("deadline", params)[0].completions[0].finish_reason == "deadline"
+        with pytest.raises(InvalidRequestError, match="max_waiting lets 0 to 4 do so"):
+            llm.generate("full", params)
+        llm.chat([{"role": "user", "content": "x"}], params)
+        list(llm.stream("a", params))
+        requests = supervisors[0].engine.requests
+    assert [(each.sampling.priority, each.sampling.deadline) for each in requests] == [(-1, 60.0)] * 4
 
 
 def test_an_llm_that_is_dropped_ends_its_engine(supervisors):

@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import QUEUE_FULL, FakeEngine
 
 from zipage import messages
 from zipage.errors import InvalidRequestError
@@ -30,6 +30,7 @@ from zipage.messages import (
     Submit,
     TokenLogprob,
 )
+from zipage.results import Completion
 from zipage.sampling_params import SamplingParams
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -141,6 +142,17 @@ def test_ranges_are_those_that_are_checked(field: str, left: str, low: float, hi
         assert refusal.value.field == field
 
 
+def test_every_finish_reason_is_explained() -> None:
+    [meaning] = [row["meaning"] for row in table("Output") if row["field"] == "`finish_reason`"]
+    _, listed = meaning.split("last Output of a completion")
+    named = re.findall(r"`(\w+)`", listed)
+    [bullet] = re.findall(r"^\* \*\*Finish reasons\.\*\*(.*?)(?=^\*)", DOCUMENT, re.MULTILINE | re.DOTALL)
+    assert re.findall(r"`(\w+)`: ", bullet) == named
+    for docstring in (Output.__doc__, Completion.__doc__):
+        assert docstring is not None
+        assert set(named) <= set(re.findall(r"`(\w+)`", docstring))
+
+
 @pytest.mark.parametrize("link", LINKS)
 def test_internal_links_carry_their_unions(link: str) -> None:
     row = next(row for row in table("Links inside the engine") if row["link"] == f"`{link}`")
@@ -173,7 +185,9 @@ def test_the_worked_example_is_answered_with_whole_outputs() -> None:
     "prompt, code, out, err",
     [
         ("a b", 0, "A B\nends with stop\n", ""),
+        ("deadline b", 0, "DEADLINE B\nends with deadline\n", ""),
         ("refuse", 1, "", "refused: prompt must be shorter\n"),
+        ("full", 1, "", f"refused: {QUEUE_FULL}\n"),
         # Goes on at the first status query, which the client sends after a second of silence.
         ("hang", 0, "HANG\nends with length\n", ""),
     ],

@@ -88,12 +88,13 @@ def measure(scheduler: Scheduler) -> dict[str, float]:
             if outputs := scheduler.finish_step(result, 0.0):
                 encoder.encode(TokenOutputs(outputs))
         while done:
-            scheduler.finish_compression(CompressionDone(done.popleft(), 0))
-        jobs = scheduler.plan_jobs()
+            scheduler.finish_job(CompressionDone(done.popleft(), 0), 0.0)
         steps = []
         while (step := scheduler.plan()) is not None:
             steps.append(step)
             encoder.encode(step)
+        jobs = scheduler.plan_jobs()
+        encoder.encode(jobs)
         seconds += time.process_time() - started
         done.extend(job.uid for job in jobs)
         frames.extend(encoder.encode(workers.execute(step)) for step in steps)

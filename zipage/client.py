@@ -9,7 +9,6 @@ the engine is asked for its status every second, and a silence of `timeout` seco
 import contextlib
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any, Self
 
 import msgspec
@@ -19,6 +18,7 @@ from zipage.async_client import AsyncClient
 from zipage.client_link import CHECK_SECONDS, HEARTBEAT_SECONDS, client_closed, connect_dealer, silent_for, unreachable
 from zipage.client_requests import (
     Conversation,
+    Intake,
     OnResult,
     PendingRequest,
     PendingRequests,
@@ -117,19 +117,20 @@ class Client:
     def completed(
         self, requests: Iterable[GenerationRequest], window: int | None = None
     ) -> Generator[RequestOutput, None, None]:
-        """Yield results as requests finish, at most `window` of them (all, by default) in the engine at a time.
+        """Yield results as requests finish; at most `window` completions (all, by default) are in the engine at a time.
 
-        Requests are taken from the iterable as places fall free. Closing the iterator early aborts what is unfinished.
+        Requests are taken from the iterable as places fall free; one with more completions than that goes in alone.
+        Closing the iterator early aborts what is unfinished.
 
         Raises:
             InvalidRequestError: a request id is the name of an unfinished request.
             EngineError: as for `generate`.
         """
-        source = iter(requests)
+        intake = Intake(requests, window)
         unfinished: set[str] = set()
         try:
             while True:
-                batch = list(islice(source, None if window is None else window - len(unfinished)))
+                batch = intake.take()
                 if batch:
                     self.submit(batch)
                     unfinished.update(request.request_id for request in batch)
@@ -137,6 +138,7 @@ class Client:
                     return
                 result = self.wait(unfinished)
                 unfinished.discard(result.request_id)
+                intake.note_end(result.request_id)
                 yield result
         finally:
             self._abandon(unfinished)

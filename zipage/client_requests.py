@@ -1,6 +1,6 @@
 """What both clients share: turning arguments into requests, and keeping the answers of unfinished requests."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import msgspec
@@ -257,6 +257,39 @@ class PendingRequests:
             pending = refused_request(request.request_id, InvalidRequestError(f"request cannot be sent: {error}"))
         self._requests[request.request_id] = pending
         return None if pending.finished else msgspec.Raw(frame)
+
+
+class Intake:
+    """Takes requests from an iterable as there is room for their completions."""
+
+    def __init__(self, requests: Iterable[GenerationRequest], window: int | None) -> None:
+        """`window` completions may be unfinished at a time, or any number."""
+        self._requests = iter(requests)
+        self._window = window
+        self._following: GenerationRequest | None = None
+        self._unfinished: dict[str, int] = {}
+        self._num_unfinished = 0
+
+    def take(self) -> list[GenerationRequest]:
+        """The next requests, in order; where nothing is unfinished, at least one if any is left."""
+        batch = []
+        while self._window is None or self._num_unfinished < self._window:
+            request = self._following or next(self._requests, None)
+            self._following = None
+            if request is None:
+                break
+            fits = self._window is None or self._num_unfinished + request.sampling.n <= self._window
+            if self._num_unfinished and not fits:
+                self._following = request
+                break
+            batch.append(request)
+            self._unfinished[request.request_id] = request.sampling.n
+            self._num_unfinished += request.sampling.n
+        return batch
+
+    def note_end(self, request_id: str) -> None:
+        """A request has finished."""
+        self._num_unfinished -= self._unfinished.pop(request_id)
 
 
 def make_requests(

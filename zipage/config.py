@@ -12,6 +12,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Observe = Literal["last", "spread", "all"]
 Pooling = Literal["off", "first", "always"]
 Redundancy = Literal["off", "full", "lightning"]
+Compress = Literal["always", "pressure"]
 
 BLOCK_SIZES = (8, 16, 32, 64, 128, 256)
 
@@ -124,6 +125,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             of its prompt, whose queries are observed, and with `observe=spread` all of them.
         kv_cache_gb: memory for the KV cache in GiB (2**30 bytes); `None` is chosen from free memory.
         scoring: how a compression chooses the entries that survive.
+        compress: `always` when a request has filled its budget, or only under `pressure`, when blocks run short.
+        shadow_share: share of the KV blocks, 0 to 1, that compressions may take beyond the requests' own, so that their
+            requests go on decoding meanwhile; without such blocks a request waits for its compression. Accumulated
+            attention (`observe=all`) always waits.
+        hybrid_scheduling: under a budget, requests without a query slot run on blocks that nobody needs yet.
+        swap_space_gb: host memory in GiB for the KV cache of preempted requests that have been compressed; `None` is
+            an eighth of the free memory up to 4 GiB, 0 recomputes and compresses them anew instead.
+        max_waiting: most completions that may wait for admission, beyond which more are refused; 0 is no limit.
         ready_timeout: seconds until every process must be ready.
         threads: CPU threads of the decode worker; 0 is one per core.
     """
@@ -142,6 +151,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prefix_caching: bool = True
     kv_cache_gb: float | None = None
     scoring: ScoringOptions = ScoringOptions()
+    compress: Compress = "always"
+    shadow_share: float = 0.25
+    hybrid_scheduling: bool = True
+    swap_space_gb: float | None = None
+    max_waiting: int = 0
     ready_timeout: float = 300.0
     threads: int = 0
 
@@ -155,6 +169,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _check("seed", self.seed, 0, 2**63 - 1)
         _check("kv_budget", self.kv_budget, 0, math.inf)
         _check("kv_cache_gb", self.kv_cache_gb, 1e-6, math.inf)
+        _check("shadow_share", self.shadow_share, 0, 1)
+        _check("swap_space_gb", self.swap_space_gb, 0, math.inf)
+        _check("max_waiting", self.max_waiting, 0, math.inf)
         _check("ready_timeout", self.ready_timeout, 0.1, math.inf)
         _check("threads", self.threads, 0, 4096)
         if self.block_size not in BLOCK_SIZES:

@@ -77,6 +77,7 @@ class PositionLogprobs(Item, frozen=True):
 class RequestMetrics(Item, frozen=True):
     """Measured by the scheduler for one completion; times in seconds of CLOCK_MONOTONIC.
 
+    Of its `preemptions`, `swaps` went through host memory; the others recomputed its tokens.
     `tpot` of a completion is `(finished - first_token) / (output_tokens - 1)`, `ttft` is `first_token - arrived`.
     """
 
@@ -88,13 +89,14 @@ class RequestMetrics(Item, frozen=True):
     compressions: int
     peak_blocks: int
     preemptions: int
+    swaps: int
 
 
 class Output(Message, frozen=True):
     """New text and tokens of completion `index` of a request; the last one carries `finish_reason`.
 
-    `finish_reason` is `stop` (end-of-sequence, stop token or stop string), `length` or `abort`; `stop_reason` is the
-    stop string or stop token id that matched.
+    `finish_reason` is `stop` (end-of-sequence, stop token or stop string), `length`, `abort`, `deadline` or `error`
+    (the engine failed several times to compress it); `stop_reason` is the stop string or stop token id that matched.
     """
 
     request_id: str
@@ -133,14 +135,20 @@ class Status(Message, frozen=True):
     running: int
     waiting: int
     compressing: int
+    swapped: int
     blocks_total: int
     blocks_used: int
     blocks_peak: int
     slots_total: int
     slots_used: int
+    host_blocks_total: int
+    host_blocks_used: int
     steps: int
     compressions: int
+    shadow_compressions: int
+    failed_jobs: int
     preemptions: int
+    swaps: int
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
@@ -162,7 +170,7 @@ EngineMessage = Output | Refused | Status | Alive
 class TokenRequest(Item, frozen=True):
     """One completion to compute. `uid` is unique in the engine's life.
 
-    In `params` only `max_tokens`, `logprobs` and `kv_budget` may be `None`.
+    In `params` only `max_tokens`, `logprobs`, `kv_budget` and `deadline` may be `None`.
     `eos_token_ids` end the completion unless `params.ignore_eos`; `params.seed` is this completion's own.
     """
 
@@ -198,7 +206,7 @@ class SampledToken(Item, frozen=True):
 
 
 class TokenOutput(Item, frozen=True):
-    """One step's result for one completion; `token` is None where it ends without a new token (abort)."""
+    """One step's result for one completion; `token` is None where it ends without a new token."""
 
     uid: int
     token: SampledToken | None
@@ -214,7 +222,7 @@ class TokenOutputs(Message, frozen=True):
 
 
 class RefusedTokens(Message, frozen=True):
-    """A completion that cannot ever run here."""
+    """A completion that is not accepted, because it can never run here or too many wait."""
 
     uid: int
     message: str
@@ -227,7 +235,11 @@ SchedulerMessage = TokenOutputs | RefusedTokens | Status
 
 
 class PoolGeometry(msgspec.Struct, frozen=True, kw_only=True):
-    """Shape of the shared KV pool; `dtype` is a torch dtype's name without `torch.`."""
+    """Shape of the shared KV pool and of the host memory for swapped requests.
+
+    `dtype` is a torch dtype's name without `torch.`. A query slot is two buffers of `window` queries, `2 * slot` and
+    `2 * slot + 1`: while a compression reads the one, the next interval is recorded in the other.
+    """
 
     num_layers: int
     num_blocks: int
@@ -239,6 +251,8 @@ class PoolGeometry(msgspec.Struct, frozen=True, kw_only=True):
     num_query_slots: int = 0
     window: int = 0
     accumulate: bool = False
+    num_host_blocks: int = 0
+    num_host_slots: int = 0
 
 
 class PoolExport(Message, frozen=True):
@@ -268,8 +282,8 @@ class Admission(Item, frozen=True):
     """Puts a request into a row of the decode worker's state.
 
     `token_ids` are the prompt and, after a preemption, the tokens already sampled; the first `prompt_length` of them
-    are the prompt. The first `position` of them are in the cache already, in the blocks of `block_table`. `query_slot`
-    is -1 where no queries are recorded.
+    are the prompt. The first `position` of them have been computed; what is left of their KV are `resident_length`
+    entries in the blocks of `block_table`.
     """
 
     row: int
@@ -277,20 +291,30 @@ class Admission(Item, frozen=True):
     prompt_length: int
     params: SamplingParams
     eos_token_ids: tuple[int, ...]
-    query_slot: int
     block_table: list[int]
     position: int
+    resident_length: int
 
 
 class TableUpdate(Item, frozen=True):
-    """Replaces a row's block table and resident length (entries), valid from the step that carries it.
-
-    Queries recorded from here on belong to a new interval, whose first query is that of entry `resident_length`.
-    """
+    """Replaces a row's block table and resident length (entries), valid from the step that carries it."""
 
     row: int
     block_table: list[int]
     resident_length: int
+
+
+class RecordingUpdate(Item, frozen=True):
+    """Where a row's queries are recorded from the step that carries it on; rows that have had none record nothing.
+
+    They go to `query_buffer`, -1 for nowhere, as those of an interval that began at position `interval_start`. Where
+    attention is accumulated, prompts are observed from position `observe_from` on.
+    """
+
+    row: int
+    query_buffer: int
+    interval_start: int
+    observe_from: int
 
 
 class RowWork(Item, frozen=True):
@@ -308,6 +332,7 @@ class Step(Message, frozen=True):
     released_rows: list[int]
     admissions: list[Admission]
     table_updates: list[TableUpdate]
+    recording_updates: list[RecordingUpdate]
     work: list[RowWork]
 
 
@@ -327,9 +352,9 @@ class CompressionJob(Message, frozen=True):
 
     The request has `num_entries` resident entries in `block_table`. The first `num_survivors` of them survived its
     last compression (0 at the first one). The queries of the other entries are its observed interval, recorded in
-    `query_slot`; with `observe=all`, `num_observed` queries were accumulated. `num_pinned` leading entries are the
+    `query_buffer`; with `observe=all`, `num_observed` queries were accumulated. `num_pinned` leading entries are the
     prompt's, where the prompt is pinned. `keep` entries of each layer and KV head go into `target_blocks`, which may be
-    the first blocks of `block_table`.
+    the first blocks of `block_table`. Answered by `CompressionDone` or `JobFailed`.
     """
 
     uid: int
@@ -339,11 +364,35 @@ class CompressionJob(Message, frozen=True):
     num_survivors: int
     num_observed: int
     num_pinned: int
-    query_slot: int
+    query_buffer: int
     keep: int
 
 
-CompressionCommand = OpenPool | CompressionJob
+class SwapOut(Message, frozen=True):
+    """Copy a request's blocks and its query buffer (-1 for none) to host memory; answered by `SwapDone` or `JobFailed`.
+
+    Blocks go to `host_blocks` in order, with keys, values, scores and accumulated attention.
+    """
+
+    uid: int
+    block_table: list[int]
+    query_buffer: int
+    host_blocks: list[int]
+    host_slot: int
+
+
+class SwapIn(Message, frozen=True):
+    """Copy what `SwapOut` has saved back, to other blocks and another query buffer; answered in the same way."""
+
+    uid: int
+    block_table: list[int]
+    query_buffer: int
+    host_blocks: list[int]
+    host_slot: int
+
+
+Job = CompressionJob | SwapOut | SwapIn
+CompressionCommand = OpenPool | Job
 
 # ---- compression worker -> scheduler -------------------------------------------------------------------------------
 
@@ -359,7 +408,21 @@ class CompressionDone(Message, frozen=True):
     num_pinned: int
 
 
-CompressionWorkerMessage = PoolOpened | CompressionDone
+class SwapDone(Message, frozen=True):
+    """The copy of a `SwapOut` or `SwapIn` has finished."""
+
+    uid: int
+
+
+class JobFailed(Message, frozen=True):
+    """A job could not be done for lack of memory; what it was to write is undefined."""
+
+    uid: int
+    reason: str
+
+
+JobAnswer = CompressionDone | SwapDone | JobFailed
+CompressionWorkerMessage = PoolOpened | JobAnswer
 
 # ---- any child -> supervisor ---------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ class Completion:
         text: the whole text.
         token_ids: the sampled tokens.
         logprobs: one entry for each token, where they were asked for.
-        finish_reason: `stop`, `length` or `abort`.
+        finish_reason: `stop`, `length`, `abort`, `deadline` or `error`; with the last three the text is what there was.
         stop_reason: the stop string or stop token id that matched.
         metrics: the scheduler's measurements.
     """

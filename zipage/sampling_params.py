@@ -1,4 +1,4 @@
-"""What a request may ask of sampling and stopping, and the ranges that are accepted."""
+"""What a request may ask of sampling, stopping and scheduling, and the ranges that are accepted."""
 
 import math
 from collections.abc import Mapping
@@ -11,10 +11,11 @@ from zipage.errors import InvalidRequestError
 MAX_LOGPROBS = 20
 MAX_N = 128
 MAX_STOP_STRINGS = 16
+MAX_PRIORITY = 100
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Sampling and stopping options of one request.
+    """Sampling, stopping and scheduling options of one request.
 
     `None` for `temperature`, `top_k`, `top_p`, `min_p` or `repetition_penalty` means the value of the model's
     generation_config.json, or the neutral value where that file is silent (temperature 1, everything else off).
@@ -40,6 +41,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         logit_bias: token id to a number in [-100, 100] that is added to its logit.
         kv_budget: most KV entries that this request keeps resident, in tokens, rounded up to whole blocks, instead of
             the engine's budget; 0 is never to compress it. An engine without a budget takes 0 only.
+        priority: class of the request, -100 to 100; a lower class is served first, and takes blocks and places of
+            higher ones. Inside a class, first come is first served.
+        deadline: seconds after its arrival at which the request ends with what it has, finish reason `deadline`; > 0.
         skip_special_tokens: leave special tokens out of the returned text.
     """
 
@@ -61,6 +65,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
     logit_bias: dict[int, float] = {}
     kv_budget: int | None = None
+    priority: int = 0
+    deadline: float | None = None
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
@@ -82,6 +88,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_range("min_tokens", self.min_tokens, 0, math.inf if self.max_tokens is None else self.max_tokens)
         _check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         _check_range("kv_budget", self.kv_budget, 0, math.inf)
+        _check_range("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        _check_range("deadline", self.deadline, 0, math.inf, low_open=True)
         for token_id in self.stop_token_ids:
             _check_range("stop_token_ids", token_id, 0, math.inf)
         for token_id, bias in self.logit_bias.items():

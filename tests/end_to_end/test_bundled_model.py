@@ -44,7 +44,8 @@ def test_exact_answers_under_a_budget(llm: LLM) -> None:
         (completion,) = result.completions
         assert completion.finish_reason == "stop"
         assert completion.metrics.compressions > 0
-        assert completion.metrics.peak_blocks <= -(-BUDGET // BLOCK_SIZE)
+        # One more while it decodes behind a shadow compression.
+        assert completion.metrics.peak_blocks <= -(-BUDGET // BLOCK_SIZE) + 1
         assert completion.metrics.output_tokens == len(completion.token_ids)
         assert completion.metrics.arrived < completion.metrics.first_token < completion.metrics.finished
 

@@ -15,7 +15,7 @@ from zipage.execution.pool import KVPool
 from zipage.messages import CompressionJob, PoolGeometry
 
 NUM_LAYERS, NUM_KV_HEADS, GROUP, HEAD_DIM, NUM_BLOCKS = 2, 2, 2, 8, 16
-QUERY_SLOT = 2
+QUERY_BUFFER = 2
 
 OPTIONS = {
     "default": {},
@@ -91,7 +91,7 @@ def make_case(
     interval = 7 * block_size - num_survivors
     queries = torch.randn(NUM_LAYERS, interval, NUM_KV_HEADS * GROUP, HEAD_DIM).to(dtype)
     for index, row in observed_queries(scoring.observe, scoring.window, interval):
-        pool.queries[:, QUERY_SLOT, row] = queries[:, index]
+        pool.queries[:, QUERY_BUFFER, row] = queries[:, index]
     observed = observed_indices(scoring, interval, num_survivors, num_pinned)
     job = CompressionJob(
         uid=5,
@@ -101,7 +101,7 @@ def make_case(
         num_survivors=num_survivors,
         num_observed=len(observed) if scoring.observe == "all" else 0,
         num_pinned=num_pinned,
-        query_slot=QUERY_SLOT,
+        query_buffer=QUERY_BUFFER,
         keep=6 * block_size,
     )
     if pool.observed is not None:

@@ -1,13 +1,27 @@
 """Workers that compute nothing but believe only the messages: they check every plan against what they were told.
 
 Instead of keys and values a cache entry holds a value that names the tokens up to it, so that whatever is read can be
-compared with what its reader must find there, whoever has written it.
+compared with what its reader must find there, whoever has written it. A recorded query holds the value of its token.
 """
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from zipage.messages import CompressionDone, CompressionJob, SampledToken, Step, StepResult
+from zipage.eviction.query_rows import observed_queries, recorded_range
+from zipage.messages import (
+    Admission,
+    CompressionDone,
+    CompressionJob,
+    Job,
+    JobAnswer,
+    JobFailed,
+    SampledToken,
+    Step,
+    StepResult,
+    SwapDone,
+    SwapIn,
+    SwapOut,
+)
 from zipage.scheduling.limits import SchedulerLimits
 
 
@@ -16,11 +30,14 @@ class ShadowRow:
     """A decode worker's row, rebuilt from differences alone; `entries` are what its resident entries must hold."""
 
     token_ids: list[int]
-    query_slot: int
+    table: list[int]
     prefix: int = 0
     position: int = 0
     entries: list[Hashable] = field(default_factory=list)
-    table: list[int] = field(default_factory=list)
+    query_buffer: int = -1
+    interval_start: int = 0
+    # Of finished compressions of which no step has told: how many entries they read, and what they kept.
+    finished: list[tuple[int, list[Hashable]]] = field(default_factory=list)
 
     def advance(self) -> Hashable:
         """Compute the next token; returns the value of its entry."""
@@ -29,6 +46,26 @@ class ShadowRow:
         self.entries.append(self.prefix)
         return self.prefix
 
+    def compressed_entries(self) -> list[Hashable]:
+        """The entries that are left after all finished compressions."""
+        return _after(self.entries, self.finished)
+
+
+@dataclass
+class HostCopy:
+    """What a swapped request's row must find when it comes back, and what lies in its host slot.
+
+    `finished` is as in `ShadowRow`: it may be compressed before a step has told of its coming back.
+    """
+
+    entries: list[Hashable]
+    queries: dict[int, Hashable]
+    finished: list[tuple[int, list[Hashable]]] = field(default_factory=list)
+
+    def compressed_entries(self) -> list[Hashable]:
+        """The entries that are left after all finished compressions."""
+        return _after(self.entries, self.finished)
+
 
 @dataclass
 class ShadowWorkers:
@@ -36,27 +73,37 @@ class ShadowWorkers:
 
     limits: SchedulerLimits
     rows: dict[int, ShadowRow] = field(default_factory=dict)
-    jobs: dict[int, CompressionJob] = field(default_factory=dict)
+    gone: list[ShadowRow] = field(default_factory=list)
+    jobs: dict[int, Job] = field(default_factory=dict)
     touched: dict[int, set[int]] = field(default_factory=dict)
     cache: dict[tuple[int, int], Hashable] = field(default_factory=dict)
+    queries: dict[tuple[int, int], Hashable] = field(default_factory=dict)
+    host: dict[tuple[int, int], Hashable] = field(default_factory=dict)
+    copies: dict[int, HostCopy] = field(default_factory=dict)
+    # Requests that are swapped in, by their blocks, whose admission has not been seen.
+    arriving: dict[tuple[int, ...], int] = field(default_factory=dict)
     jobs_done: int = 0
+
+    # ---- the decode worker ------------------------------------------------------------------------------------------
 
     def execute(self, step: Step, token_ids: list[int]) -> StepResult:
         """Apply a step; `token_ids` are what is sampled, in order, repeated as needed."""
         for row in step.released_rows:
-            del self.rows[row]
+            self.gone.append(self.rows.pop(row))
         for admission in step.admissions:
             assert admission.row not in self.rows, "a row with an owner was given out"
             self.rows[admission.row] = self._admitted(admission)
         for update in step.table_updates:
             self._replace_table(self.rows[update.row], update.block_table, update.resident_length)
+        for recording in step.recording_updates:
+            row = self.rows[recording.row]
+            row.query_buffer, row.interval_start = recording.query_buffer, recording.interval_start
         sampled = []
         for work in step.work:
             row = self.rows[work.row]
             row.table += work.new_blocks
             assert 1 <= work.num_tokens <= len(row.token_ids) - row.position
-            for _ in range(work.num_tokens):
-                self._write(row, row.advance())
+            self._compute(row, work.num_tokens)
             if row.position == len(row.token_ids):
                 row.token_ids.append(token_ids[len(sampled) % len(token_ids)])
                 sampled.append(work.row)
@@ -66,50 +113,52 @@ class ShadowWorkers:
     def returned(self, step_id: int) -> None:
         del self.touched[step_id]
 
-    def accept(self, jobs: list[CompressionJob]) -> None:
-        for job in jobs:
-            assert job.uid not in self.jobs
-            assert job.num_entries == len(job.block_table) * self.limits.block_size
-            assert job.query_slot >= 0
-            assert job.keep == len(job.target_blocks) * self.limits.block_size < job.num_entries
-            for blocks in self.touched.values():
-                assert not blocks & set(job.target_blocks), "a job writes blocks of a step in flight"
-            self.jobs[job.uid] = job
-
-    def finish(self, uid: int) -> CompressionDone:
-        """Run a job: check what it reads, write what it keeps."""
-        job = self.jobs.pop(uid)
-        self.jobs_done += 1
-        (row,) = (row for row in self.rows.values() if row.query_slot == job.query_slot)
-        assert job.block_table == row.table
-        self._check_row(row)
-        row.entries = [("kept", self.jobs_done, index) for index in range(job.keep)]
-        size = self.limits.block_size
-        for index, value in enumerate(row.entries):
-            self.cache[job.target_blocks[index // size], index % size] = value
-        return CompressionDone(uid, 0)
-
-    def _admitted(self, admission) -> ShadowRow:
-        row = ShadowRow(list(admission.token_ids), admission.query_slot, table=list(admission.block_table))
+    def _admitted(self, admission: Admission) -> ShadowRow:
+        row = ShadowRow(list(admission.token_ids), list(admission.block_table))
         for _ in range(admission.position):
             row.advance()
-        assert len(row.entries) == len(row.table) * self.limits.block_size
+        if admission.resident_length < admission.position:
+            row.entries = ["swapped"] * admission.resident_length
+            self._bring_back(row)
+        assert len(row.entries) == admission.resident_length <= len(row.table) * self.limits.block_size
         return row
 
+    def _bring_back(self, row: ShadowRow) -> None:
+        """Note what a swapped request's row must find, once both its admission and its job are known."""
+        uid = self.arriving.get(tuple(row.table))
+        if uid is not None and row.entries[:1] == ["swapped"]:
+            row.entries, row.finished = list(self.copies[uid].entries), self.copies[uid].finished
+            del self.arriving[tuple(row.table)]
+
     def _replace_table(self, row: ShadowRow, table: list[int], resident_length: int) -> None:
-        assert len(row.entries) == resident_length
-        row.table = list(table)
+        row.entries, row.finished, row.table = row.compressed_entries(), [], list(table)
+        assert len(row.entries) == resident_length <= len(table) * self.limits.block_size
+
+    def _compute(self, row: ShadowRow, num_tokens: int) -> None:
+        limits = self.limits
+        start, values = row.position - row.interval_start, []
+        for _ in range(num_tokens):
+            values.append(row.advance())
+            self._write(row, values[-1])
+        if row.query_buffer < 0:
+            return
+        for offset, number in recorded_range(limits.scoring.observe, limits.scoring.window, start, num_tokens):
+            self.queries[row.query_buffer, number] = values[offset]
+        assert all(job.query_buffer != row.query_buffer for job in self.jobs.values()), (
+            "a query is recorded where a job reads"
+        )
 
     def _write(self, row: ShadowRow, value: Hashable) -> None:
-        index = len(row.entries) - 1
-        size = self.limits.block_size
+        index, size = len(row.entries) - 1, self.limits.block_size
         assert index < len(row.table) * size, "a token without a slot"
-        self.cache[row.table[index // size], index % size] = value
+        block = row.table[index // size]
+        assert all(block not in job.block_table for job in self.jobs.values()), "an entry is written where a job reads"
+        self.cache[block, index % size] = value
 
-    def _check_row(self, row: ShadowRow) -> None:
+    def _check_entries(self, table: list[int], entries: list[Hashable]) -> None:
         size = self.limits.block_size
-        for index, value in enumerate(row.entries):
-            assert self.cache[row.table[index // size], index % size] == value, "an entry is not what it should be"
+        for index, value in enumerate(entries):
+            assert self.cache[table[index // size], index % size] == value, "an entry is not what it should be"
 
     def _check(self, step: Step) -> None:
         limits = self.limits
@@ -117,10 +166,109 @@ class ShadowWorkers:
         assert len(self.rows) <= limits.max_num_seqs
         assert len({work.row for work in step.work}) == len(step.work)
         for work in step.work:
-            self._check_row(self.rows[work.row])
+            self._check_entries(self.rows[work.row].table, self.rows[work.row].entries)
         touched = {block for work in step.work for block in self.rows[work.row].table}
-        written = {block for job in self.jobs.values() for block in job.target_blocks}
-        assert not written & touched, "a step touches blocks that an open job writes"
+        assert not self._written() & touched, "a step touches blocks that an open job writes"
         self.touched[step.step_id] = touched
-        slots = [row.query_slot for row in self.rows.values() if row.query_slot >= 0]
+        slots = [row.query_buffer // 2 for row in self.rows.values() if row.query_buffer >= 0]
         assert len(set(slots)) == len(slots)
+
+    # ---- the compression worker -------------------------------------------------------------------------------------
+
+    def accept(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            assert job.uid not in self.jobs
+            if isinstance(job, CompressionJob):
+                assert job.keep < job.num_entries <= len(job.block_table) * self.limits.block_size
+                assert job.query_buffer >= 0
+                assert job.keep == len(job.target_blocks) * self.limits.block_size
+            self.jobs[job.uid] = job
+            if isinstance(job, SwapIn):
+                self.arriving[tuple(job.block_table)] = job.uid
+                for row in self.rows.values():
+                    self._bring_back(row)
+            for blocks in self.touched.values():
+                assert not blocks & set(_targets(job)), "a job writes blocks of a step in flight"
+
+    def finish(self, uid: int) -> JobAnswer:
+        """Run a job: check what it reads, write what it keeps."""
+        job = self.jobs.pop(uid)
+        self.jobs_done += 1
+        if isinstance(job, SwapOut):
+            return self._swap_out(job)
+        if isinstance(job, SwapIn):
+            return self._swap_in(job)
+        row = self._row_of(job)
+        entries = row.compressed_entries()
+        self._check_entries(job.block_table, entries[: job.num_entries])
+        self._check_queries(job, entries)
+        size = self.limits.block_size
+        values = [("kept", self.jobs_done, index) for index in range(job.keep)]
+        for index, value in enumerate(values):
+            self.cache[job.target_blocks[index // size], index % size] = value
+        row.finished.append((job.num_entries, values))
+        return CompressionDone(uid, 0)
+
+    def fail(self, uid: int) -> JobAnswer:
+        """Run a job to its middle: what it was to write is garbage."""
+        job = self.jobs.pop(uid)
+        self.arriving.pop(tuple(job.block_table), None)
+        for block in _targets(job):
+            for offset in range(self.limits.block_size):
+                self.cache[block, offset] = "garbage"
+        return JobFailed(uid, "no memory")
+
+    def _written(self) -> set[int]:
+        return {block for job in self.jobs.values() for block in _targets(job)}
+
+    def _row_of(self, job: Job) -> ShadowRow | HostCopy:
+        """The row that a job is about, though it may have been released already, or not admitted yet."""
+        if tuple(job.block_table) in self.arriving:
+            return self.copies[job.uid]
+        rows = reversed([*self.gone, *self.rows.values()])
+        if job.query_buffer < 0:
+            return next(row for row in rows if row.table == job.block_table)
+        return next(row for row in rows if row.query_buffer // 2 == job.query_buffer // 2)
+
+    def _check_queries(self, job: CompressionJob, entries: list[Hashable]) -> None:
+        scoring = self.limits.scoring
+        for index, number in observed_queries(scoring.observe, scoring.window, job.num_entries - job.num_survivors):
+            expected = entries[job.num_survivors + index]
+            assert self.queries[job.query_buffer, number] == expected, "a query is not what it should be"
+
+    def _swap_out(self, job: SwapOut) -> SwapDone:
+        entries = self._row_of(job).compressed_entries()
+        self._check_entries(job.block_table, entries)
+        for block, host_block in zip(job.block_table, job.host_blocks, strict=True):
+            for offset in range(self.limits.block_size):
+                self.host[host_block, offset] = self.cache.get((block, offset))
+        recorded = {
+            number: value for (buffer, number), value in self.queries.items() if buffer == job.query_buffer >= 0
+        }
+        self.copies[job.uid] = HostCopy(entries, recorded)
+        return SwapDone(job.uid)
+
+    def _swap_in(self, job: SwapIn) -> SwapDone:
+        for block, host_block in zip(job.block_table, job.host_blocks, strict=True):
+            for offset in range(self.limits.block_size):
+                self.cache[block, offset] = self.host[host_block, offset]
+        for number, value in self.copies[job.uid].queries.items():
+            if job.query_buffer >= 0:
+                self.queries[job.query_buffer, number] = value
+        return SwapDone(job.uid)
+
+
+def _after(entries: list[Hashable], finished: list[tuple[int, list[Hashable]]]) -> list[Hashable]:
+    for num_read, kept in finished:
+        entries = kept + entries[num_read:]
+    return entries
+
+
+def _targets(job: Job) -> list[int]:
+    match job:
+        case CompressionJob():
+            return job.target_blocks
+        case SwapIn():
+            return job.block_table
+        case SwapOut():
+            return []

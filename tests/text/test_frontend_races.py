@@ -26,7 +26,7 @@ from zipage.models.config import GenerationDefaults
 from zipage.sampling_params import SamplingParams
 from zipage.text.frontend import ModelText, Outbox, TextFrontend
 
-METRICS = RequestMetrics(0.0, 0.0, 0.0, 1, 1, 0, 1, 0)
+METRICS = RequestMetrics(0.0, 0.0, 0.0, 1, 1, 0, 1, 0, 0)
 CLIENTS = (b"a", b"b", b"c")
 
 
@@ -43,7 +43,7 @@ class LateScheduler:
         message = self.inbox.popleft()
         if isinstance(message, SubmitTokens):
             for request in message.requests:
-                if 3 in request.prompt_token_ids:
+                if 3 in request.prompt_token_ids or self.choose.random() < 0.05:
                     self.outbox.append(RefusedTokens(request.uid, "refused", None))
                 else:
                     self.live.append(request.uid)
@@ -55,11 +55,11 @@ class LateScheduler:
     def step(self) -> None:
         outputs = []
         for uid in list(self.live):
-            ends = self.choose.random() < 0.1
-            if ends:
+            reason = self.choose.choice(("length", "deadline", "error")) if self.choose.random() < 0.1 else None
+            if reason is not None:
                 self.live.remove(uid)
-            sampled = SampledToken(self.choose.randint(5, 9))
-            outputs.append(TokenOutput(uid, sampled, "length" if ends else None, metrics=METRICS if ends else None))
+            sampled = SampledToken(self.choose.randint(5, 9)) if reason in (None, "length") else None
+            outputs.append(TokenOutput(uid, sampled, reason, metrics=METRICS if reason is not None else None))
         self.outbox.append(TokenOutputs(outputs))
 
 

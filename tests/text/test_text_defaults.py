@@ -37,7 +37,18 @@ def test_request_before_model_before_neutral(params: dict, defaults: dict, expec
 
 
 def test_other_fields_stay_as_they_are() -> None:
-    params = SamplingParams(n=3, seed=1, stop=("x",), max_tokens=7, min_tokens=2, logprobs=4, logit_bias={3: 1.5})
+    params = SamplingParams(
+        n=3,
+        seed=1,
+        stop=("x",),
+        max_tokens=7,
+        min_tokens=2,
+        logprobs=4,
+        logit_bias={3: 1.5},
+        kv_budget=64,
+        priority=-2,
+        deadline=3.5,
+    )
     result = resolve_params(params, GenerationDefaults(), 5, 9, 2)
     neutral = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
     assert result == msgspec.structs.replace(params, n=1, seed=3, **neutral)

@@ -8,9 +8,6 @@ from zipage.commands.jsonl_results import finished_ids, open_output, write_resul
 from zipage.commands.session import Session
 from zipage.messages import GenerationRequest
 
-# Requests kept in the engine, as a multiple of those that run at once, so that none of its places is ever idle.
-_WINDOW_PER_SEQUENCE = 4
-
 
 def run_file(session: Session, source: InputFile, ids: Set[LineId], output: Path | None) -> str | None:
     """Write a result for every line of `source` that has none yet; returns what went wrong, if anything.
@@ -31,11 +28,11 @@ def run_file(session: Session, source: InputFile, ids: Set[LineId], output: Path
     try:
         with open_output(output) as file, session.working(total) as bar:
             requests = _requests(source, finished, names)
-            for result in session.client.completed(requests, _WINDOW_PER_SEQUENCE * session.config.max_num_seqs):
+            for result in session.client.completed(requests, session.window):
                 error = write_result(file, names.pop(result.request_id), result)
                 written += 1
                 failed += error is not None
-                session.summary.add(completion.metrics for completion in result.completions)
+                session.summary.add(result.completions)
                 bar.advance()
     finally:
         if written < total and output is not None:

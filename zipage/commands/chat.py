@@ -26,15 +26,16 @@ def has_chat_template(directory: Path) -> bool:
         return False
 
 
-def converse(session: Session, example: Callable[[], None] | None, ask: Callable[[str], str] = input) -> None:
+def converse(session: Session, example: Callable[[], str | None] | None, ask: Callable[[str], str] = input) -> None:
     """Answer what the user types until /exit, Ctrl-D, or Ctrl-C at the prompt; Ctrl-C in an answer stops it.
 
     With `session.chat` the conversation goes on until /clear, else every text is a prompt by itself to be continued.
-    What cannot be answered, such as a conversation that has grown too long, is told and dropped.
+    What cannot be answered, such as a conversation that has grown too long, is told and dropped; of an answer that was
+    cut short, what there is stays in the conversation.
 
     Args:
         session: the run.
-        example: writes an example; called at the start and for an empty line.
+        example: writes an example and returns what went wrong, if anything; called at the start and for an empty line.
         ask: reads a line of the user after showing a prompt; raises EOFError at the end.
 
     Raises:
@@ -81,16 +82,19 @@ def _answer(session: Session, text: str, history: list[dict[str, Any]]) -> list[
     question = [*history, {"role": "user", "content": text}]
     prompt = with_system(question, session.system) if session.chat else text
     answer = Answer()
-    _stoppable(session, lambda: answer.write(session.client.stream(prompt, session.params), session.summary))
+    _stoppable(session, lambda: answer.write(session.client.stream(prompt, session.params), session))
     # Without a word of an answer the question is forgotten too, so that turns keep alternating.
     return [*question, {"role": "assistant", "content": answer.text}] if answer.text else history
 
 
-def _stoppable(session: Session, work: Callable[[], None]) -> None:
-    """Do something that Ctrl-C or a refusal ends without ending the loop."""
+def _stoppable(session: Session, work: Callable[[], str | None]) -> None:
+    """Do something that Ctrl-C, a refusal or a failure ends without ending the loop."""
     try:
-        work()
+        failure = work()
     except KeyboardInterrupt:
         session.note("(stopped)")
+        return
     except InvalidRequestError as error:
-        print(f"zipage: error: {error}", file=sys.stderr)
+        failure = str(error)
+    if failure is not None:
+        print(f"zipage: error: {failure}", file=sys.stderr)

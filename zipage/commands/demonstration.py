@@ -24,8 +24,11 @@ class Demonstration:
         self._sample = load_task(default_model())
         self._random = random.Random(session.config.seed)
 
-    def show(self) -> None:
+    def show(self) -> str | None:
         """Show a prompt, write the model's greedy answer to it, and say whether the answer is exact.
+
+        Returns:
+            What went wrong, if anything; of an answer that was cut short there is no verdict.
 
         Raises:
             EngineError: the engine has ended.
@@ -40,11 +43,12 @@ class Demonstration:
         if params.temperature is None:
             params = msgspec.structs.replace(params, temperature=0.0)
         answer = Answer()
-        answer.write(self._session.client.stream(prompt, params), self._session.summary)
+        failure = answer.write(self._session.client.stream(prompt, params), self._session)
         if answer.text == expected:
             note("\nThe answer is exact, to the last character.")
-        else:
+        elif answer.finish_reason in ("stop", "length"):
             note(f"\nThe answer is not exact; it should end in {expected.splitlines()[-1]}")
+        return failure
 
 
 def load_task(directory: Path) -> SampleTask:

@@ -1,8 +1,9 @@
 """Results to a JSONL file that a later run completes.
 
-An output line is `{"id", "prompt_tokens", "completions"}`, or `{"id", "error"}` where the engine refused the request.
-Lines are written as requests finish. A later run with the same files skips every id with a result and tries the
-others again; a last line that a crash cut short is dropped, as are lines with an error.
+An output line is `{"id", "prompt_tokens", "completions"}`, or `{"id", "error"}` where the engine refused the request or
+did not finish it. What a deadline has ended is a result. Lines are written as requests finish. A later run with the
+same files skips every id with a result and tries the others again; a last line that a crash cut short is dropped, as
+are lines with an error.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from typing import IO, Any
 
 import msgspec
 
+from zipage.commands.endings import failure_of
 from zipage.commands.jsonl import LineId
 from zipage.errors import InvalidRequestError
 from zipage.messages import PositionLogprobs, TokenLogprob
@@ -114,9 +116,8 @@ def write_result(file: IO[bytes], line_id: LineId, result: RequestOutput) -> str
 def _error_of(result: RequestOutput) -> str | None:
     if result.error is not None:
         return str(result.error)
-    if any(completion.finish_reason == "abort" for completion in result.completions):
-        return "the engine ended the request before it was done"
-    return None
+    failures = (failure_of(completion.finish_reason) for completion in result.completions)
+    return next((failure for failure in failures if failure is not None), None)
 
 
 def _completion_fields(completion: Completion) -> dict[str, Any]:
@@ -135,6 +136,7 @@ def _completion_fields(completion: Completion) -> dict[str, Any]:
         fields["tpot"] = time_per_output_token(metrics)
         fields["compressions"] = metrics.compressions
         fields["preemptions"] = metrics.preemptions
+        fields["swaps"] = metrics.swaps
         fields["peak_blocks"] = metrics.peak_blocks
     return fields
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from zipage.config import BLOCK_SIZES, SCORING_PRESETS, Device, DType, EngineConfig, ScoringOptions
-from zipage.sampling_params import MAX_LOGPROBS, MAX_N, MAX_STOP_STRINGS, SamplingParams
+from zipage.config import BLOCK_SIZES, SCORING_PRESETS, Compress, Device, DType, EngineConfig, ScoringOptions
+from zipage.sampling_params import MAX_LOGPROBS, MAX_N, MAX_PRIORITY, MAX_STOP_STRINGS, SamplingParams
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -38,6 +38,35 @@ ENGINE_OPTIONS = (
         "--kv-cache-gb", type=float, help="Memory for the KV cache in GiB, 1e-6 or more [chosen from free memory]."
     ),
     click.option("--scoring", metavar="PRESET[,FIELD=VALUE...]", help=_SCORING_HELP),
+    click.option(
+        "--compress",
+        type=click.Choice(get_args(Compress)),
+        help="Compress a request always when it has filled its budget, or only under pressure, when blocks run short "
+        "[always].",
+    ),
+    click.option(
+        "--shadow-share",
+        type=float,
+        help="Share of the KV blocks, 0 to 1, that compressions may take for themselves, so that their requests go on "
+        "decoding meanwhile; 0 has every one wait [0.25].",
+    ),
+    click.option(
+        "--hybrid-scheduling/--no-hybrid-scheduling",
+        default=None,
+        help="Under a budget, run requests without a query slot on blocks that nobody needs yet [on].",
+    ),
+    click.option(
+        "--swap-space-gb",
+        type=float,
+        help="Host memory in GiB for the KV cache of preempted requests that have been compressed, 0 or more; 0 "
+        "computes them anew instead [an eighth of the free memory, at most 4].",
+    ),
+    click.option(
+        "--max-waiting",
+        type=int,
+        help="Most completions that wait for admission, 0 or more; beyond these, requests are refused; 0 is no limit "
+        "[0].",
+    ),
     click.option(
         "--prefix-caching/--no-prefix-caching",
         default=None,
@@ -79,6 +108,16 @@ SAMPLING_OPTIONS = (
     ),
     click.option("--max-tokens", type=int, help="Most output tokens, 1 or more [as many as the model allows]."),
     click.option("--min-tokens", type=int, help="Fewest output tokens, 0 to max_tokens [0]."),
+    click.option(
+        "--priority",
+        type=int,
+        help=f"Class of the prompts, -{MAX_PRIORITY} to {MAX_PRIORITY}; lower ones are served first [0].",
+    ),
+    click.option(
+        "--deadline",
+        type=float,
+        help="Seconds, above 0, from a prompt's arrival in the engine until its answer ends with what is there [none].",
+    ),
     click.option("--ignore-eos", is_flag=True, default=None, help="Go on after the model's end-of-sequence token."),
     click.option(
         "--logprobs",

@@ -80,4 +80,6 @@ class ProgressBar:
 def describe_load(status: Status, tokens_per_second: float) -> str:
     """One line on what the engine is doing."""
     pool = 100 * status.blocks_used / status.blocks_total
-    return f"{tokens_per_second:.0f} tokens/s, {status.running} running, {status.waiting} waiting, pool {pool:.0f}%"
+    swapped = f"{status.swapped} swapped, " if status.swapped else ""
+    queue = f"{status.running} running, {status.waiting} waiting, {swapped}"
+    return f"{tokens_per_second:.0f} tokens/s, {queue}pool {pool:.0f}%"

@@ -4,9 +4,10 @@ import sys
 from collections.abc import Sequence
 
 from zipage.client_requests import make_request
+from zipage.commands.endings import DEADLINE_NOTE, failure_of
 from zipage.commands.session import Answer, Session
 from zipage.errors import InvalidRequestError
-from zipage.results import RequestOutput
+from zipage.results import Completion, RequestOutput
 
 
 def read_standard_input() -> str:
@@ -34,30 +35,29 @@ def answer_prompts(session: Session, prompts: Sequence[str]) -> str | None:
         EngineError: the engine has ended.
     """
     if len(prompts) == 1 and session.params.n == 1:
-        Answer().write(session.client.stream(session.as_prompt(prompts[0]), session.params), session.summary)
-        return None
+        return Answer().write(session.client.stream(session.as_prompt(prompts[0]), session.params), session)
     requests = [
         make_request(str(place), session.as_prompt(prompt), session.params) for place, prompt in enumerate(prompts)
     ]
     waiting: dict[int, RequestOutput] = {}
-    following, refused = 0, 0
+    following, failed = 0, 0
     with session.working(len(prompts)) as bar:
-        for result in session.client.completed(requests):
+        for result in session.client.completed(requests, session.window):
             bar.advance()
-            session.summary.add(completion.metrics for completion in result.completions)
+            session.summary.add(result.completions)
             waiting[int(result.request_id)] = result
             while following in waiting:
-                refused += waiting[following].error is not None
                 with bar.paused():
-                    _write_result(waiting.pop(following), following + 1, len(prompts))
+                    failed += not _write_result(session, waiting.pop(following), following + 1, len(prompts))
                 following += 1
-    return f"{refused} of {len(prompts)} prompts were refused" if refused else None
+    return f"{failed} of {len(prompts)} prompts were refused or not answered to the end" if failed else None
 
 
-def _write_result(result: RequestOutput, number: int, total: int) -> None:
+def _write_result(session: Session, result: RequestOutput, number: int, total: int) -> bool:
+    """Write the answers to one prompt, and on stderr what was refused or cut short; returns whether nothing failed."""
     if result.error is not None:
         print(f"zipage: error: prompt {number}: {result.error}", file=sys.stderr)
-        return
+        return False
     if total > 1:
         print(f"=== prompt {number} of {total} ===")
     for completion in result.completions:
@@ -65,3 +65,16 @@ def _write_result(result: RequestOutput, number: int, total: int) -> None:
             print(f"--- completion {completion.index} ---")
         print(completion.text)
     sys.stdout.flush()
+    endings = [_tell_ending(session, completion, number) for completion in result.completions]
+    return all(endings)
+
+
+def _tell_ending(session: Session, completion: Completion, number: int) -> bool:
+    """Say on stderr how a completion was cut short, if it was; returns whether it is an answer."""
+    name = f"prompt {number}, completion {completion.index}" if session.params.n > 1 else f"prompt {number}"
+    failure = failure_of(completion.finish_reason)
+    if failure is not None:
+        print(f"zipage: error: {name}: {failure}", file=sys.stderr)
+    elif completion.finish_reason == "deadline":
+        session.note(f"{name}: {DEADLINE_NOTE}")
+    return failure is None

@@ -65,8 +65,9 @@ def run(
     A line of the --input file is an object with one of
         "prompt": text, "prompt_token_ids": [numbers], or "messages": [chat messages],
     and optionally an "id" (else it is the line's number) and any sampling field, such as "max_tokens". A line of the
-    --output file is {"id", "prompt_tokens", "completions"}, or {"id", "error"} where the engine refused the request.
-    Results are written as they are finished. The same command again goes on with what has no result yet.
+    --output file is {"id", "prompt_tokens", "completions"}, or {"id", "error"} where the engine refused the request or
+    did not finish it. Results are written as they are finished; an answer that its deadline ended is one. The same
+    command again goes on with what has no result yet.
 
     In [brackets]: what holds where an option is not given.
     """
@@ -157,12 +158,12 @@ def _prompt_work(prompts: tuple[str, ...], params: SamplingParams, *, bundled: b
     if not bundled and not _on_terminal():
         raise click.UsageError("there is no prompt: give one as an argument, on standard input, or with --input")
 
-    def work(session: Session) -> None:
+    def work(session: Session) -> str | None:
         example = Demonstration(session).show if bundled else None
         if _on_terminal():
             converse(session, example)
-        elif example is not None:
-            example()
+            return None
+        return example() if example is not None else None
 
     return work
 

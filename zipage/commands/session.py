@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 
 from zipage.client import Client
 from zipage.client_requests import Conversation, Prompt
+from zipage.commands.endings import DEADLINE_NOTE, failure_of
 from zipage.commands.jsonl import as_messages
 from zipage.commands.progress import STATUS_SECONDS, ProgressBar
 from zipage.commands.summary import Summary
 from zipage.config import EngineConfig
-from zipage.messages import Output, RequestMetrics
+from zipage.messages import Output
 from zipage.sampling_params import SamplingParams
+
+# Completions kept in the engine, as a multiple of those that run at once, so that none of its places is ever idle.
+_WINDOW_PER_SEQUENCE = 4
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,13 @@ class Session:
     system: str | None
     quiet: bool
     summary: Summary = field(default_factory=Summary)
+
+    @property
+    def window(self) -> int:
+        """Completions to keep in the engine at a time: no more than `max_waiting` lets in."""
+        running, waiting = self.config.max_num_seqs, self.config.max_waiting
+        window = _WINDOW_PER_SEQUENCE * running
+        return min(window, running + waiting) if waiting else window
 
     def note(self, text: str) -> None:
         """Tell the user something about the run, on stderr."""
@@ -63,28 +74,39 @@ def write_note(text: str, quiet: bool) -> None:
 
 
 class Answer:
-    """One answer on its way to standard output; what has come so far stays here when it is interrupted."""
+    """One answer on its way to standard output; what has come so far stays here when it is interrupted.
+
+    Attributes:
+        finish_reason: how it has ended; `None` before.
+    """
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
-        self._metrics: RequestMetrics | None = None
+        self.finish_reason: str | None = None
 
     @property
     def text(self) -> str:
         """The text so far."""
         return "".join(self._pieces)
 
-    def write(self, outputs: Generator[Output, None, None], summary: Summary) -> None:
-        """Write every piece as it comes, and a line end."""
-        with summary.working(), contextlib.closing(outputs):
+    def write(self, outputs: Generator[Output, None, None], session: Session) -> str | None:
+        """Write every piece as it comes, and a line end; returns what went wrong, if anything."""
+        with session.summary.working(), contextlib.closing(outputs):
             try:
                 for output in outputs:
-                    self._pieces.append(output.text)
-                    self._metrics = output.metrics
+                    self._take(output, session.summary)
                     sys.stdout.write(output.text)
                     sys.stdout.flush()
             finally:
                 if self._pieces:
                     sys.stdout.write("\n")
                     sys.stdout.flush()
-        summary.add([self._metrics])
+        if self.finish_reason == "deadline":
+            session.note(f"({DEADLINE_NOTE})")
+        return failure_of(self.finish_reason)
+
+    def _take(self, output: Output, summary: Summary) -> None:
+        self._pieces.append(output.text)
+        self.finish_reason = output.finish_reason
+        if output.finish_reason is not None:
+            summary.add([output])

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from zipage.config import EngineConfig
-from zipage.messages import RequestMetrics, Status
-from zipage.results import time_per_output_token, time_to_first_token
+from zipage.messages import Output, RequestMetrics, Status
+from zipage.results import Completion, time_per_output_token, time_to_first_token
 
 
 def describe_engine(name: str, config: EngineConfig, status: Status) -> str:
@@ -19,13 +19,14 @@ def describe_engine(name: str, config: EngineConfig, status: Status) -> str:
     ]
     if config.kv_budget:
         lines.append(f"KV budget {describe_budget(config)}")
+    if status.host_blocks_total:
+        swapped_tokens = status.host_blocks_total * status.block_size
+        lines.append(f"host memory for {swapped_tokens} tokens of swapped requests ({status.host_blocks_total} blocks)")
     return "\n".join(lines)
 
 
 def describe_budget(config: EngineConfig) -> str:
-    """The budget as asked for and as rounded up to whole blocks."""
-    if not config.kv_budget:
-        return "off"
+    """The budget, which is not 0, as asked for and as rounded up to whole blocks."""
     blocks = f"({config.max_blocks_per_request} blocks of {config.block_size})"
     if config.effective_kv_budget == config.kv_budget:
         return f"{config.kv_budget} tokens {blocks}"
@@ -41,6 +42,8 @@ class Summary:
         self._output_tokens = 0
         self._compressions = 0
         self._preemptions = 0
+        self._swaps = 0
+        self._deadlines = 0
         self._first_token_seconds: list[float] = []
         self._token_seconds: list[float] = []
 
@@ -53,17 +56,19 @@ class Summary:
         finally:
             self._seconds += time.monotonic() - started
 
-    def add(self, completions: Iterable[RequestMetrics | None]) -> None:
-        """Count one finished request by the metrics of its completions."""
+    def add(self, completions: Iterable[Completion | Output]) -> None:
+        """Count one finished request by its completions, each whole or as its last output."""
         self._requests += 1
-        for metrics in completions:
-            if metrics is not None:
-                self._add_completion(metrics)
+        for completion in completions:
+            self._deadlines += completion.finish_reason == "deadline"
+            if completion.metrics is not None:
+                self._add_metrics(completion.metrics)
 
-    def _add_completion(self, metrics: RequestMetrics) -> None:
+    def _add_metrics(self, metrics: RequestMetrics) -> None:
         self._output_tokens += metrics.output_tokens
         self._compressions += metrics.compressions
         self._preemptions += metrics.preemptions
+        self._swaps += metrics.swaps
         ttft, tpot = time_to_first_token(metrics), time_per_output_token(metrics)
         if ttft is not None:
             self._first_token_seconds.append(ttft)
@@ -71,19 +76,42 @@ class Summary:
             self._token_seconds.append(tpot)
 
     def report(self, config: EngineConfig, status: Status) -> str:
-        """The report, in three lines; `status` is the engine's after the work."""
+        """The report, in three lines; `status` is the engine's after the work. What did not happen is left out."""
         speed = self._output_tokens / self._seconds if self._seconds else 0.0
-        peak = f"{100 * status.blocks_peak / status.blocks_total:.0f}%"
-        hits = f"{100 * status.cached_tokens / status.prompt_tokens:.0f}%" if status.prompt_tokens else "0%"
-        requests = f"{self._requests} request{'' if self._requests == 1 else 's'}"
+        requests = count(self._requests, "request")
+        if self._deadlines:
+            requests += f" ({count(self._deadlines, 'completion')} ended by deadline)"
         lines = [
             f"{requests}, {self._output_tokens} output tokens in {self._seconds:.1f} s: {speed:.1f} tokens/s",
             f"TTFT {describe_times(self._first_token_seconds)}; TPOT {describe_times(self._token_seconds)}",
-            f"{self._compressions} compressions, {self._preemptions} preemptions, peak pool use {peak} "
-            f"({status.blocks_peak} of {status.blocks_total} blocks), prefix cache hits {hits}, "
-            f"KV budget {describe_budget(config)}",
+            ", ".join([*self._events(status), *_describe_pool(status)]),
         ]
+        if config.kv_budget:
+            lines[-1] += f", KV budget {describe_budget(config)}"
         return "\n".join(lines)
+
+    def _events(self, status: Status) -> list[str]:
+        """What has happened to the requests' KV."""
+        preemptions = count(self._preemptions, "preemption")
+        if self._swaps:
+            preemptions += f" ({count(self._swaps, 'swap')})"
+        events = [
+            (self._compressions, count(self._compressions, "compression")),
+            (self._preemptions, preemptions),
+            (status.failed_jobs, f"{count(status.failed_jobs, 'failure')} to compress or swap"),
+        ]
+        return [text for number, text in events if number]
+
+
+def _describe_pool(status: Status) -> list[str]:
+    peak = f"{100 * status.blocks_peak / status.blocks_total:.0f}%"
+    hits = f"{100 * status.cached_tokens / status.prompt_tokens:.0f}%" if status.prompt_tokens else "0%"
+    return [f"peak pool use {peak} ({status.blocks_peak} of {status.blocks_total} blocks)", f"prefix cache hits {hits}"]
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things whose plural ends in s."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def describe_times(seconds: Sequence[float]) -> str:

@@ -51,7 +51,7 @@ def run_job(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> JobRe
 
     Args:
         job: the request's blocks and counts.
-        pool: read at `job.block_table` and `job.query_slot`, written at `job.target_blocks`.
+        pool: read at `job.block_table` and `job.query_buffer`, written at `job.target_blocks`.
         scoring: how survivors are chosen.
 
     Raises:
@@ -125,7 +125,7 @@ def _compress_layer(plan: _Plan, pool: KVPool, layer: int) -> Tensor:
 def _observation(plan: _Plan, pool: KVPool, layer: int) -> RecordedQueries | AccumulatedAttention:
     job = plan.job
     if plan.scoring.observe != "all":
-        return RecordedQueries(pool.queries[layer, job.query_slot, plan.query_rows], plan.query_indices)
+        return RecordedQueries(pool.queries[layer, job.query_buffer, plan.query_rows], plan.query_indices)
     if pool.observed is None:
         raise EngineError("scoring.observe is all, and the KV pool accumulates no attention")
     return AccumulatedAttention(gather_entries(pool.observed[layer], plan.table, job.num_entries), job.num_observed)

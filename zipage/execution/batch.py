@@ -40,7 +40,7 @@ class Batch:
         decode_lengths: [B] int64, resident lengths with the new entry.
         prefills: the chunks.
         query_tokens: [Q] int64, the tokens whose queries are recorded.
-        query_rows: [Q] int64, `query_slot * window + row in the slot` of each.
+        query_rows: [Q] int64, `query_buffer * window + row in the buffer` of each.
         sampled_rows: rows whose last known token is in the batch; the next one is sampled.
         sampled_tokens: [len(sampled_rows)] int64, the index of that last token.
     """
@@ -89,7 +89,7 @@ class _Lists:
         self.entries += range(row.resident_length, row.resident_length + count)
         for offset, query_row in _recorded(row, count, recording):
             self.query_tokens.append(start + offset)
-            self.query_rows.append(row.query_slot * recording.window + query_row)
+            self.query_rows.append(row.query_buffer * recording.window + query_row)
         row.position += count
         row.resident_length += count
         if row.num_uncomputed == 0:
@@ -107,7 +107,7 @@ def advance_and_build(table: RowTable, work: Sequence[RowWork], block_size: int,
     for item in chunks:
         start = len(lists.input_ids)
         lists.add(item.row, table.rows[item.row], item.num_tokens, recording)
-        prefills.append(_chunk(table, start, item, recording))
+        prefills.append(_chunk(table, start, item))
 
     def tensor(values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=table.block_tables.device)
@@ -131,19 +131,18 @@ def advance_and_build(table: RowTable, work: Sequence[RowWork], block_size: int,
 
 
 def _recorded(row: Row, count: int, recording: Recording) -> list[tuple[int, int]]:
-    if row.query_slot < 0 or recording.accumulate:
+    if row.query_buffer < 0 or recording.accumulate:
         return []
     return recorded_range(recording.observe, recording.window, row.position - row.interval_start, count)
 
 
-def _chunk(table: RowTable, start: int, item: RowWork, recording: Recording) -> PrefillChunk:
+def _chunk(table: RowTable, start: int, item: RowWork) -> PrefillChunk:
     """The chunk of a row that has advanced over it."""
     row = table.rows[item.row]
-    observed_from = max(row.prompt_length - recording.window, 0)
     return PrefillChunk(
         start=start,
         num_tokens=item.num_tokens,
         block_table=table.block_tables[item.row, : row.num_blocks],
         resident_length=row.resident_length,
-        observe_last=max(0, min(item.num_tokens, row.position - observed_from)),
+        observe_last=max(0, min(item.num_tokens, row.position - row.observe_from)),
     )

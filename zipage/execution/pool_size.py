@@ -12,11 +12,14 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SCORE_BYTES = 4
 
 
-def choose_geometry(config: EngineConfig, model: ModelConfig, dtype: str, pool_bytes: int) -> PoolGeometry:
-    """Split `pool_bytes` into KV blocks and, under a budget, query slots.
+def choose_geometry(
+    config: EngineConfig, model: ModelConfig, dtype: str, pool_bytes: int, swap_bytes: int
+) -> PoolGeometry:
+    """Split `pool_bytes` into KV blocks and, under a budget, query slots, and `swap_bytes` of host memory likewise.
 
     There are `M = pool_bytes // (N_max * block_bytes + slot_bytes)` query slots, at most `max_num_seqs`, so that all
-    their holders can reach `N_max` blocks together (arXiv 2603.08743); what they leave is blocks.
+    their holders can reach `N_max` blocks together (arXiv 2603.08743); what they leave is blocks. A slot is two buffers
+    in the pool and one in host memory.
 
     Raises:
         ConfigError: not even one request would fit.
@@ -27,8 +30,8 @@ def choose_geometry(config: EngineConfig, model: ModelConfig, dtype: str, pool_b
     accumulate = bool(blocks_per_request) and config.scoring.observe == "all"
     window = config.scoring.window if blocks_per_request and not accumulate else 0
     block_bytes = _block_bytes(config, model, dtype, accumulate)
-    slot_bytes = model.num_layers * window * model.num_query_heads * model.head_dim * DTYPE_BYTES[dtype]
-    slots = 0
+    buffer_bytes = model.num_layers * window * model.num_query_heads * model.head_dim * DTYPE_BYTES[dtype]
+    slot_bytes, slots, host_slots = 2 * buffer_bytes, 0, 0
     if blocks_per_request:
         slots = min(config.max_num_seqs, pool_bytes // (blocks_per_request * block_bytes + slot_bytes))
         if slots < 1:
@@ -37,6 +40,8 @@ def choose_geometry(config: EngineConfig, model: ModelConfig, dtype: str, pool_b
                 f"the KV cache of {pool_bytes / GIB:.3g} GiB does not hold one request of {blocks_per_request} blocks "
                 f"({request_gib:.3g} GiB): raise kv_cache_gb or lower kv_budget"
             )
+        # More requests than can run at once are hardly ever swapped together.
+        host_slots = min(config.max_num_seqs, swap_bytes // (blocks_per_request * block_bytes + buffer_bytes))
     # More blocks than all running sequences can fill would only take memory from others.
     useful_blocks = config.max_num_seqs * longest
     num_blocks = min((pool_bytes - slots * slot_bytes) // block_bytes, useful_blocks)
@@ -56,6 +61,8 @@ def choose_geometry(config: EngineConfig, model: ModelConfig, dtype: str, pool_b
         num_query_slots=slots,
         window=window,
         accumulate=accumulate,
+        num_host_blocks=min(swap_bytes // block_bytes, host_slots * blocks_per_request),
+        num_host_slots=host_slots,
     )
 
 
@@ -87,6 +94,25 @@ def host_pool_bytes(config: EngineConfig) -> int:
     """
     available = _available_memory()
     return pool_bytes(config, available, min(available // 4, 4 * GIB))
+
+
+def swap_bytes(config: EngineConfig) -> int:
+    """Bytes of host memory for swapped requests: `swap_space_gb`, or an eighth of the free memory up to 4 GiB.
+
+    Raises:
+        ConfigError: `swap_space_gb` is more than the machine has free.
+    """
+    if config.swap_space_gb == 0:
+        return 0
+    available = _available_memory()
+    if config.swap_space_gb is None:
+        return min(available // 8, 4 * GIB)
+    wanted = int(config.swap_space_gb * GIB)
+    if wanted > available:
+        raise ConfigError(
+            f"swap_space_gb must be in [0, {available / GIB:.2f}], the free memory, not {config.swap_space_gb}"
+        )
+    return wanted
 
 
 def pool_bytes(config: EngineConfig, available: int, default: int) -> int:

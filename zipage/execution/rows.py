@@ -1,5 +1,6 @@
 """What the decode worker remembers of each running request, kept up to date by the differences in each step."""
 
+import sys
 from dataclasses import dataclass, field
 
 import torch
@@ -14,22 +15,23 @@ class Row:
     """One running request.
 
     Attributes:
-        token_ids: all known tokens; the first `prompt_length` are the prompt's.
+        token_ids: all known tokens.
         position: tokens computed, which is the next token's position.
         resident_length: KV entries of each layer and head.
         num_blocks: blocks in the row of the block tables.
-        query_slot: where queries are recorded, -1 for nowhere.
+        query_buffer: where queries are recorded, -1 for nowhere.
         interval_start: position of the first query of the observed interval.
+        observe_from: position from which on a prompt's attention is accumulated.
     """
 
     token_ids: list[int]
-    prompt_length: int
-    query_slot: int
     sampling: SamplingState
-    position: int = 0
-    resident_length: int = 0
+    position: int
+    resident_length: int
     num_blocks: int = 0
+    query_buffer: int = -1
     interval_start: int = 0
+    observe_from: int = sys.maxsize
 
     @property
     def num_uncomputed(self) -> int:
@@ -64,6 +66,10 @@ class RowTable:
             self._admit(admission)
         for update in step.table_updates:
             self._replace_table(update)
+        for recording in step.recording_updates:
+            row = self.rows[recording.row]
+            row.query_buffer, row.interval_start = recording.query_buffer, recording.interval_start
+            row.observe_from = recording.observe_from
         for work in step.work:
             self._append_blocks(work.row, work.new_blocks)
 
@@ -76,16 +82,15 @@ class RowTable:
             self.vocab_size,
             self.block_tables.device,
         )
-        row = Row(list(admission.token_ids), admission.prompt_length, admission.query_slot, sampling)
-        row.position = row.resident_length = admission.position
-        self.rows[admission.row] = row
+        self.rows[admission.row] = Row(
+            list(admission.token_ids), sampling, admission.position, admission.resident_length
+        )
         self._append_blocks(admission.row, admission.block_table)
 
     def _replace_table(self, update: TableUpdate) -> None:
         row = self.rows[update.row]
         row.num_blocks = 0
         row.resident_length = update.resident_length
-        row.interval_start = row.position
         self._append_blocks(update.row, update.block_table)
 
     def _append_blocks(self, number: int, blocks: list[int]) -> None:

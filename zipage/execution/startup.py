@@ -10,7 +10,13 @@ from zipage.config import EngineConfig
 from zipage.errors import ConfigError
 from zipage.execution.executor import Executor
 from zipage.execution.pool import KVPool, allocate_on_device, allocate_on_host, cuda_handles
-from zipage.execution.pool_size import choose_geometry, effective_max_model_len, host_pool_bytes, pool_bytes
+from zipage.execution.pool_size import (
+    choose_geometry,
+    effective_max_model_len,
+    host_pool_bytes,
+    pool_bytes,
+    swap_bytes,
+)
 from zipage.messages import PoolExport, PoolGeometry
 from zipage.models.config import ModelConfig, load_model_config
 from zipage.models.loading import load_decoder
@@ -44,7 +50,7 @@ def start_decoding(config: EngineConfig, pool_fd: int | None) -> DecodeState:
     model = load_model_config(Path(config.model))
     dtype = choose_dtype(config, model, device)
     decoder = load_decoder(Path(config.model), model, getattr(torch, dtype), device)
-    geometry = choose_geometry(config, model, dtype, _pool_bytes(config, device))
+    geometry = choose_geometry(config, model, dtype, _pool_bytes(config, device), swap_bytes(config))
     max_model_len = effective_max_model_len(config, model, geometry)
     pool = _allocate(geometry, device, pool_fd)
     export = PoolExport(

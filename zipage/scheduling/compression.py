@@ -1,54 +1,145 @@
-"""When a request is compressed, what the job says, and what it holds afterwards (stall mode)."""
+"""When a request is compressed, in which mode, what the job says, and what the request holds afterwards.
 
-from zipage.messages import CompressionDone, CompressionJob, TableUpdate
+In *stall* mode the request sits out, and its survivors are moved together inside its own blocks. In *shadow* mode it
+goes on decoding behind its full blocks while the survivors are copied to fresh ones, and its table is exchanged at the
+end.
+"""
+
+from zipage.messages import CompressionDone, CompressionJob
+from zipage.scheduling.holdings import Holdings
 from zipage.scheduling.limits import SchedulerLimits
-from zipage.scheduling.request import Request, RequestState
+from zipage.scheduling.needs import is_binding, next_compression, observation_start
+from zipage.scheduling.request import JobKind, OpenJob, Request, RequestState, RetiringBlocks
+from zipage.scheduling.step_plan import StepPlan
 
 
-def must_compress(request: Request, limits: SchedulerLimits) -> bool:
-    """The prompt is computed, the last allocated block is full, and the request holds its budget in blocks or more."""
-    num_blocks = len(request.block_table)
+def is_due(request: Request, limits: SchedulerLimits) -> bool:
+    """Whether the request must be compressed before its next token is computed."""
+    if request.job is not None or request.query_slot < 0:
+        return False
+    if request.state not in (RequestState.PREFILLING, RequestState.RUNNING):
+        return False
+    if is_binding(request, limits):
+        return request.resident_length == request.next_compression
+    return request.is_pressed
+
+
+def can_shadow(request: Request, holdings: Holdings, shadow_blocks: int, spare_blocks: int) -> bool:
+    """Whether a request whose compression is due may go on decoding meanwhile.
+
+    Args:
+        request: its compression is due.
+        holdings: the engine's.
+        shadow_blocks: blocks that shadow jobs hold already.
+        spare_blocks: blocks that are to stay free for the other requests' next tokens.
+    """
+    limits = holdings.limits
+    fresh = request.max_blocks - 1
     return (
-        request.query_slot >= 0
-        and request.state is RequestState.RUNNING
-        and num_blocks >= request.max_blocks
-        and request.resident_length == num_blocks * limits.block_size
+        shadow_blocks + fresh <= limits.max_shadow_blocks
+        and holdings.blocks.num_free >= fresh + 1 + spare_blocks
+        # A prompt waits: its chunks would write far more than one block behind its full ones.
+        and request.position >= request.prefill_length
+        and request.resident_length == len(request.block_table) * limits.block_size
     )
 
 
-def make_job(request: Request, limits: SchedulerLimits) -> CompressionJob:
-    """The job that keeps `(N_max - 1) * b` entries in the first blocks of the request's next table."""
-    kept_blocks = request.max_blocks - 1
-    pinned = request.num_pinned
-    if request.compressions == 0 and limits.scoring.pin_prompt:
-        pinned = request.prompt_length
+def begin_shadow(request: Request, holdings: Holdings, step: StepPlan) -> None:
+    """Take blocks for the survivors; from `step` on, the request's tokens belong to its next interval."""
+    fresh = holdings.blocks.take(request.max_blocks - 1)
+    message = _make_message(request, fresh, holdings.limits)
+    # Tokens of planned steps are still missing among the entries that the job reads.
+    after = request.steps_planned
+    request.job = OpenJob(JobKind.SHADOW, message, request.resident_length, fresh, after)
+    _begin_interval(request, len(fresh) * holdings.limits.block_size, holdings.limits)
+    step.update_recording(request)
+
+
+def begin_stall(request: Request, holdings: Holdings) -> int:
+    """Choose the blocks that a request, which no step touches, holds after its compression, and stop it.
+
+    They are the first `N_max` of its table, but for those that others hold too, in place of which it takes free ones:
+    a shared block is never written. Blocks that will be written leave the index.
+
+    Returns:
+        How many free blocks are wanted for that, where there are fewer; then nothing has begun. Else 0.
+    """
+    blocks, head = holdings.blocks, request.block_table[: request.max_blocks]
+    # Not always the first ones: of two requests that compute the same tokens side by side, the index has some
+    # blocks of the one and some of the other.
+    shared = [block for block in head if blocks.references(block) > 1]
+    if blocks.num_free < len(shared):
+        return len(shared)
+    blocks.forget(block for block in request.block_table if blocks.references(block) == 1)
+    fresh = dict(zip(shared, blocks.take(len(shared)), strict=True))
+    next_table = [fresh.get(block, block) for block in head]
+    message = _make_message(request, next_table[: request.max_blocks - 1], holdings.limits)
+    request.move_to(RequestState.COMPRESSING)
+    request.job = OpenJob(JobKind.STALL, message, request.resident_length, next_table, request.steps_planned)
+    return 0
+
+
+def finish_compression(request: Request, job: OpenJob, done: CompressionDone, holdings: Holdings) -> None:
+    """Exchange the request's table for its survivors and what it has decoded behind them meanwhile."""
+    limits = holdings.limits
+    kept = (request.max_blocks - 1) * limits.block_size
+    tail = request.resident_length - job.num_entries
+    request.job, request.is_pressed = None, False
+    request.compressions += 1
+    request.num_survivors, request.num_pinned = kept, done.num_pinned
+    request.resident_length = kept + tail
+    if job.kind is JobKind.SHADOW:
+        num_read = limits.blocks_for(job.num_entries)
+        _retire(request, request.block_table[:num_read], holdings)
+        request.block_table = job.next_table + request.block_table[num_read:]
+    else:
+        stays = set(job.next_table)
+        holdings.blocks.give_back([block for block in request.block_table if block not in stays])
+        request.block_table = job.next_table
+        _begin_interval(request, kept, limits)
+        request.go_on()
+    holdings.reserve_again(request)
+
+
+def drop_job(request: Request, holdings: Holdings) -> None:
+    """Take back the blocks of a job that will not be done; the request's KV is to be computed again."""
+    if request.job is not None:
+        held = set(request.block_table)
+        holdings.blocks.give_back([block for block in request.job.next_table if block not in held])
+        request.job = None
+    request.is_broken = request.is_paused = True
+
+
+def free_retired_blocks(request: Request, holdings: Holdings) -> None:
+    """Give back blocks that no planned step reads any more."""
+    retiring = request.retiring
+    if retiring is not None and request.steps_returned >= retiring.after:
+        holdings.blocks.give_back(retiring.blocks)
+        request.retiring = None
+
+
+def _make_message(request: Request, target_blocks: list[int], limits: SchedulerLimits) -> CompressionJob:
     return CompressionJob(
         uid=request.uid,
         block_table=list(request.block_table),
-        target_blocks=request.next_table[:kept_blocks],
+        target_blocks=target_blocks,
         num_entries=request.resident_length,
         num_survivors=request.num_survivors,
-        num_observed=_num_accumulated(request, limits.scoring.window),
-        num_pinned=pinned,
-        query_slot=request.query_slot,
-        keep=kept_blocks * limits.block_size,
+        num_observed=request.position - request.observe_from,
+        num_pinned=request.num_pinned if limits.scoring.pin_prompt else 0,
+        query_buffer=request.query_buffer,
+        keep=len(target_blocks) * limits.block_size,
     )
 
 
-def count_compression(request: Request, done: CompressionDone, limits: SchedulerLimits) -> TableUpdate:
-    """Note that the request has its survivors only, in the first blocks of its new table, and an empty block.
-
-    Returns:
-        The update that the decode worker needs before the request's next step.
-    """
-    request.resident_length = request.num_survivors = (request.max_blocks - 1) * limits.block_size
-    request.num_pinned = done.num_pinned
+def _begin_interval(request: Request, resident_length: int, limits: SchedulerLimits) -> None:
+    """Record queries in the slot's other buffer from here on; the interval begins with `resident_length` entries."""
+    request.query_half = 1 - request.query_half
     request.interval_start = request.position
-    request.compressions += 1
-    return TableUpdate(request.row, list(request.block_table), request.resident_length)
+    request.next_compression = next_compression(request, resident_length, limits)
+    request.observe_from = observation_start(request, resident_length, limits)
 
 
-def _num_accumulated(request: Request, window: int) -> int:
-    """Queries that `observe=all` has accumulated: the last `window` of the prompt and all later ones."""
-    first_accumulated = max(request.interval_start, request.prompt_length - window, 0)
-    return request.position - first_accumulated
+def _retire(request: Request, blocks: list[int], holdings: Holdings) -> None:
+    request.retiring = RetiringBlocks(blocks, request.steps_planned)
+    free_retired_blocks(request, holdings)

@@ -1,67 +1,83 @@
-"""What requests hold of the engine, and how it changes hands: KV blocks, query slots, rows of the decode worker."""
+"""What requests hold of the engine, and how it changes hands: blocks, query slots, rows, and host memory."""
 
 import os
 from collections.abc import Sequence
 
-from zipage.messages import Admission
 from zipage.scheduling.block_pool import BlockPool, next_hash
 from zipage.scheduling.id_pool import IdPool
 from zipage.scheduling.integrity import integrity_errors
 from zipage.scheduling.limits import SchedulerLimits
-from zipage.scheduling.request import Request
+from zipage.scheduling.needs import next_compression, observation_start, peak_blocks, reusable_tokens
+from zipage.scheduling.request import NEVER, HostPlace, Request
 
 
 class Holdings:
-    """The pools, and the only code that moves anything between them and requests."""
+    """The pools, and the only code that moves anything between them and requests.
+
+    `reserved_blocks` is the sum over all guaranteed requests, at most the size of the pool: together they can always
+    reach what they need, whatever others hold meanwhile.
+    """
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self.blocks = BlockPool(limits.num_blocks)
         self.slots = IdPool("query slot", limits.num_query_slots)
         self.rows = IdPool("row", limits.max_num_seqs)
+        self.host_blocks = IdPool("host block", limits.num_host_blocks)
+        self.host_slots = IdPool("host slot", limits.num_host_slots)
+        self.reserved_blocks = 0
         # Hashes that a client could compute would let it probe for others' prompts.
         self._salt = os.urandom(32)
 
-    def can_admit(self, request: Request, holders: Sequence[Request]) -> bool:
-        """Whether a waiting request may hold what it needs, beside all requests that hold something already.
+    # ---- rows and what is promised ----------------------------------------------------------------------------------
 
-        Under a budget everyone's blocks up to the next compression are counted as taken, so that no request that runs
-        can lack one for good. Without a budget there must be room for the request's known tokens, and for one more
-        block of everyone who runs, so that what is admitted is not preempted at once.
-        """
-        limits = self.limits
-        if not self.rows.num_free:
-            return False
-        if not limits.max_blocks_per_request:
-            found = self._find_prefix(request)
-            missing = limits.blocks_for(len(request.token_ids)) - len(found)
-            free = self.blocks.num_free - sum(not self.blocks.references(block) for block in found)
-            return free >= missing + len(holders)
-        if limits.can_compress(request) and not self.slots.num_free:
-            return False
-        reserved = sum(self._reserved_blocks(other) for other in holders)
-        return reserved + self._reserved_blocks(request) <= limits.num_blocks
+    def begin_anew(self, request: Request) -> None:
+        """Note what a request that holds nothing will need from its first token on."""
+        request.next_compression = next_compression(request, 0, self.limits)
+        request.observe_from = observation_start(request, 0, self.limits)
 
-    def admit(self, request: Request) -> Admission:
-        """Give the request a row, a query slot where it can be compressed, and the cached blocks of its prefix."""
+    def enter(self, request: Request) -> None:
+        """Give a request that begins at its first token a row, and the cached blocks of its prefix."""
         (request.row,) = self.rows.take(1)
-        if self.limits.can_compress(request):
-            (request.query_slot,) = self.slots.take(1)
-        found = self._find_prefix(request)
+        found = self.find_prefix(request)
         self.blocks.share(found)
         request.hold_blocks(found)
         request.num_registered = len(found)
         request.position = request.resident_length = len(found) * self.limits.block_size
-        return Admission(
-            row=request.row,
-            token_ids=list(request.token_ids),
-            prompt_length=request.prompt_length,
-            params=request.params,
-            eos_token_ids=request.eos_token_ids,
-            query_slot=request.query_slot,
-            block_table=found,
-            position=request.position,
-        )
+
+    def can_guarantee(self, request: Request) -> bool:
+        """Whether a query slot is free, where the request needs one, and its blocks can be reserved."""
+        if request.next_compression != NEVER and request.query_slot < 0 and not self.slots.num_free:
+            return False
+        return self.reserved_blocks + peak_blocks(request, self.limits) <= self.limits.num_blocks
+
+    def guarantee(self, request: Request) -> None:
+        """Reserve the request's blocks, and give it a query slot where it can be compressed."""
+        self.reserve_again(request)
+        if request.next_compression != NEVER and request.query_slot < 0:
+            (request.query_slot,) = self.slots.take(1)
+
+    def reserve_again(self, request: Request) -> None:
+        """Reserve what a guaranteed request needs from here on, in place of what it needed before."""
+        self._reserve(request, peak_blocks(request, self.limits))
+
+    def release_row(self, request: Request) -> int:
+        """Take back the request's row, which is returned."""
+        row, request.row = request.row, -1
+        self.rows.give_back([row])
+        return row
+
+    def release_cache(self, request: Request) -> None:
+        """Take back the request's blocks, query slot and reservation."""
+        self.blocks.give_back(request.held_blocks)
+        request.block_table, request.job, request.retiring = [], None, None
+        request.num_registered = 0
+        if request.query_slot >= 0:
+            self.slots.give_back([request.query_slot])
+            request.query_slot = -1
+        self._reserve(request, 0)
+
+    # ---- blocks -----------------------------------------------------------------------------------------------------
 
     def extend(self, request: Request, count: int) -> list[int]:
         """Append `count` free blocks to the request's table; returns them."""
@@ -69,13 +85,27 @@ class Holdings:
         request.hold_blocks(taken)
         return taken
 
+    def missing_blocks(self, request: Request) -> int:
+        """Free blocks that a waiting request takes for its known tokens, up to its first compression."""
+        if request.host_place is not None:
+            return len(request.host_place.blocks)
+        found = self.find_prefix(request)
+        wanted = self.limits.blocks_for(min(len(request.token_ids), request.next_compression))
+        return wanted - sum(self.blocks.references(block) > 0 for block in found)
+
+    def find_prefix(self, request: Request) -> list[int]:
+        """Cached blocks of the first tokens of a request that holds nothing."""
+        reusable = reusable_tokens(request, self.limits) // self.limits.block_size
+        self._extend_hashes(request, reusable)
+        return self.blocks.find(request.block_hashes[:reusable])
+
     def register_full_blocks(self, request: Request) -> None:
         """Put blocks that planned steps fill with known tokens into the prefix index.
 
         Steps run in order, and a step writes all its entries of a layer before it attends, so a request that is
         admitted later, even to the same step, may read them.
         """
-        if not self.limits.prefix_caching or request.compressions or request.job_in_flight:
+        if not self.limits.prefix_caching or request.is_compressed or request.job is not None:
             return
         full = min(request.position, len(request.token_ids)) // self.limits.block_size
         self._extend_hashes(request, full)
@@ -83,61 +113,37 @@ class Holdings:
             self.blocks.register(request.block_table[index], request.block_hashes[index])
         request.num_registered = max(request.num_registered, full)
 
-    def prepare_compression(self, request: Request) -> bool:
-        """Choose the `N_max` blocks that the request holds after its compression.
+    # ---- host memory ------------------------------------------------------------------------------------------------
 
-        They are the first ones of its table, but for those that others hold too, in place of which it takes free ones:
-        a shared block is never written. Blocks that will be written leave the index.
-
-        Returns:
-            Whether that was possible; where free blocks are missing, another job's end will bring them.
-        """
-        head = request.block_table[: request.max_blocks]
-        # Not always the first ones: of two requests that compute the same tokens side by side, the index has some
-        # blocks of the one and some of the other.
-        shared = [block for block in head if self.blocks.references(block) > 1]
-        if self.blocks.num_free < len(shared):
+    def take_host_place(self, request: Request) -> bool:
+        """Find room in host memory for all blocks of the request; returns whether there was enough."""
+        count = len(request.block_table)
+        if self.host_blocks.num_free < count or not self.host_slots.num_free:
             return False
-        self.blocks.forget(block for block in request.block_table if self.blocks.references(block) == 1)
-        fresh = dict(zip(shared, self.blocks.take(len(shared)), strict=True))
-        request.next_table = [fresh.get(block, block) for block in head]
+        (slot,) = self.host_slots.take(1)
+        request.host_place = HostPlace(self.host_blocks.take(count), slot)
         return True
 
-    def adopt_next_table(self, request: Request) -> None:
-        """Replace the request's table by the one that `prepare_compression` chose, and free the rest."""
-        kept = set(request.next_table)
-        self.blocks.give_back([block for block in request.block_table if block not in kept])
-        request.block_table, request.next_table = request.next_table, []
+    def release_host_place(self, request: Request) -> None:
+        """Take back the request's host memory, where it has any."""
+        if request.host_place is not None:
+            self.host_blocks.give_back(request.host_place.blocks)
+            self.host_slots.give_back([request.host_place.slot])
+            request.host_place = None
 
-    def release(self, request: Request) -> int:
-        """Take back everything; returns the row that is free again."""
-        self.blocks.give_back(request.held_blocks)
-        request.block_table, request.next_table = [], []
-        if request.query_slot >= 0:
-            self.slots.give_back([request.query_slot])
-            request.query_slot = -1
-        row = request.row
-        self.rows.give_back([row])
-        request.row = -1
-        return row
+    # ---- checks -----------------------------------------------------------------------------------------------------
 
     def integrity_errors(self, holders: Sequence[Request]) -> list[str]:
-        """What is wrong with the ownership of blocks, slots and rows; empty for a sound engine."""
-        return integrity_errors(holders, self.blocks, self.slots, self.rows, self.limits)
+        """What is wrong with the ownership of blocks, slots, rows and host memory; empty for a sound engine."""
+        errors = integrity_errors(holders, self, self.limits)
+        reserved = sum(request.reserved_blocks for request in holders)
+        if not reserved == self.reserved_blocks <= self.limits.num_blocks:
+            errors.append(f"{reserved} of {self.limits.num_blocks} blocks are reserved, not {self.reserved_blocks}")
+        return errors
 
-    def _reserved_blocks(self, request: Request) -> int:
-        """Most blocks that the request may hold from here on, or that are counted so."""
-        if request.is_ended:
-            return len(request.held_blocks)
-        if request.compressions:
-            return request.max_blocks
-        return self.limits.first_peak(request)
-
-    def _find_prefix(self, request: Request) -> list[int]:
-        """Cached blocks of the request's first tokens; the last token, which gives logits, is always computed."""
-        reusable = self.limits.reusable_tokens(request) // self.limits.block_size
-        self._extend_hashes(request, reusable)
-        return self.blocks.find(request.block_hashes[:reusable])
+    def _reserve(self, request: Request, count: int) -> None:
+        self.reserved_blocks += count - request.reserved_blocks
+        request.reserved_blocks = count
 
     def _extend_hashes(self, request: Request, count: int) -> None:
         hashes, size = request.block_hashes, self.limits.block_size

@@ -1,31 +1,49 @@
-"""The check that all blocks, slots and rows have the owners that they say, and that tables agree with requests."""
+"""The check that everything has the owners that it says it has, and that tables agree with requests."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from zipage.scheduling.block_pool import BlockPool
 from zipage.scheduling.id_pool import IdPool
 from zipage.scheduling.limits import SchedulerLimits
-from zipage.scheduling.request import Request
+from zipage.scheduling.request import NEVER, Request
 
 
-def integrity_errors(
-    holders: Sequence[Request], blocks: BlockPool, slots: IdPool, rows: IdPool, limits: SchedulerLimits
-) -> list[str]:
+class Pools(Protocol):
+    """The pools whose ownership is checked."""
+
+    blocks: BlockPool
+    slots: IdPool
+    rows: IdPool
+    host_blocks: IdPool
+    host_slots: IdPool
+
+
+def integrity_errors(holders: Sequence[Request], pools: Pools, limits: SchedulerLimits) -> list[str]:
     """Compare what requests hold with what the pools have given out; an empty list is a sound engine."""
-    errors = _block_errors(blocks, Counter(block for request in holders for block in request.held_blocks))
-    errors += _ownership_errors(slots, (request.query_slot for request in holders if request.query_slot >= 0))
-    errors += _ownership_errors(rows, (request.row for request in holders if request.row >= 0))
+    places = [request.host_place for request in holders if request.host_place is not None]
+    errors = _block_errors(pools.blocks, Counter(block for request in holders for block in request.held_blocks))
+    errors += _ownership_errors(pools.slots, (request.query_slot for request in holders if request.query_slot >= 0))
+    errors += _ownership_errors(pools.rows, (request.row for request in holders if request.row >= 0))
+    errors += _ownership_errors(pools.host_blocks, (block for place in places for block in place.blocks))
+    errors += _ownership_errors(pools.host_slots, (place.slot for place in places))
     for request in holders:
-        held, entries = len(request.block_table), request.resident_length
-        if limits.blocks_for(entries) > held:
-            errors.append(f"request {request.uid} has {entries} entries in {held} blocks")
-        if entries > request.position or request.num_survivors > entries:
-            errors.append(
-                f"request {request.uid}: {request.num_survivors} survivors, {entries} entries, "
-                f"position {request.position}"
-            )
+        errors += _request_errors(request, limits)
     return errors
+
+
+def _request_errors(request: Request, limits: SchedulerLimits) -> Iterator[str]:
+    held, entries = len(request.block_table), request.resident_length
+    # While it is swapped, its entries are in host memory.
+    if limits.blocks_for(entries) > held and request.host_place is None:
+        yield f"request {request.uid} has {entries} entries in {held} blocks"
+    if entries > request.position or request.num_survivors > entries:
+        yield (
+            f"request {request.uid}: {request.num_survivors} survivors, {entries} entries, position {request.position}"
+        )
+    if request.is_guaranteed and request.query_slot < 0 and request.next_compression != NEVER:
+        yield f"request {request.uid} is guaranteed and has no query slot"
 
 
 def _block_errors(pool: BlockPool, holders: Counter[int]) -> list[str]:

@@ -3,10 +3,9 @@
 import itertools
 from dataclasses import dataclass
 
-from zipage.config import EngineConfig, ScoringOptions
+from zipage.config import Compress, EngineConfig, ScoringOptions
 from zipage.messages import PoolGeometry, RefusedTokens, TokenRequest
 from zipage.sampling_params import SamplingParams
-from zipage.scheduling.request import Request
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,11 @@ class SchedulerLimits:
         max_steps_in_flight: steps that may be planned before the oldest of them has returned.
         prefix_caching: requests with equal prefixes share blocks.
         scoring: what is observed, for the numbers that a compression job names.
+        compress: `always`, or only under `pressure`.
+        max_shadow_blocks: blocks that jobs may hold beyond the requests' own; 0 is stall mode always.
+        hybrid_scheduling: requests that can be compressed may begin without a query slot.
+        num_host_blocks, num_host_slots: host memory for swapped requests.
+        max_waiting: unfinished completions beyond `max_num_seqs`, 0 for any number.
     """
 
     num_blocks: int
@@ -35,6 +39,12 @@ class SchedulerLimits:
     max_steps_in_flight: int
     prefix_caching: bool
     scoring: ScoringOptions
+    compress: Compress = "always"
+    max_shadow_blocks: int = 0
+    hybrid_scheduling: bool = True
+    num_host_blocks: int = 0
+    num_host_slots: int = 0
+    max_waiting: int = 0
 
     @classmethod
     def from_config(cls, config: EngineConfig, geometry: PoolGeometry, max_model_len: int) -> "SchedulerLimits":
@@ -50,7 +60,19 @@ class SchedulerLimits:
             # Accumulated attention lies beside the entries, where requests that share them would add theirs.
             prefix_caching=config.prefix_caching and not geometry.accumulate,
             scoring=config.scoring,
+            compress=config.compress,
+            # While a job reads accumulated attention, nobody may add to it.
+            max_shadow_blocks=0 if geometry.accumulate else int(config.shadow_share * geometry.num_blocks),
+            hybrid_scheduling=config.hybrid_scheduling,
+            num_host_blocks=geometry.num_host_blocks,
+            num_host_slots=geometry.num_host_slots,
+            max_waiting=config.max_waiting,
         )
+
+    @property
+    def accumulates(self) -> bool:
+        """Decode attention is added up beside the entries; no query is recorded."""
+        return self.scoring.observe == "all"
 
     @property
     def pool_tokens(self) -> int:
@@ -76,31 +98,6 @@ class SchedulerLimits:
             length = min(length, self.pool_tokens + 1)
         return length
 
-    def can_compress(self, request: Request) -> bool:
-        """Whether the completion can fill its budget and go on."""
-        return 0 < request.max_blocks * self.block_size < request.max_length - 1
-
-    def first_peak(self, request: Request) -> int:
-        """Most blocks that the completion holds up to its first compression, or its end."""
-        at_end = self.blocks_for(request.max_length - 1)
-        if not request.max_blocks:
-            return at_end
-        return min(at_end, max(request.max_blocks, self.blocks_for(request.prompt_length)))
-
-    def reusable_tokens(self, request: Request) -> int:
-        """Most leading tokens whose entries the request may take from others instead of computing them.
-
-        The last token is computed in any case, because it gives logits, and so are those whose queries a compression
-        observes: the last `window` of the prompt, or with `observe=spread` queries from everywhere in it.
-        """
-        if not self.prefix_caching:
-            return 0
-        if not self.can_compress(request):
-            return len(request.token_ids) - 1
-        if self.scoring.observe == "spread":
-            return 0
-        return max(0, request.prompt_length - self.scoring.window)
-
     def refusal(self, request: TokenRequest) -> RefusedTokens | None:
         """Why the request can never run here, or None."""
         length = len(request.prompt_token_ids)
@@ -110,7 +107,7 @@ class SchedulerLimits:
                 f"{self.max_model_len - 1}"
             )
             return RefusedTokens(request.uid, message, "prompt")
-        if length > self.pool_tokens:
+        if length > self.pool_tokens and not self.max_blocks(request.params):
             message = f"the prompt has {length} tokens; the KV cache holds 1 to {self.pool_tokens}"
             return RefusedTokens(request.uid, message, "prompt")
         if request.params.kv_budget:

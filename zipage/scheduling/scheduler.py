@@ -4,94 +4,101 @@ It has no clock, no sockets and no torch: a worker feeds it messages with the ti
 can a test or a simulator.
 """
 
+import heapq
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
 
 from zipage.messages import (
-    Admission,
     CompressionDone,
-    CompressionJob,
+    Job,
+    JobAnswer,
+    JobFailed,
     RefusedTokens,
-    RowWork,
     SampledToken,
     Step,
     StepResult,
-    TableUpdate,
     TokenOutput,
     TokenRequest,
 )
-from zipage.scheduling.compression import count_compression, make_job, must_compress
-from zipage.scheduling.holdings import Holdings
+from zipage.scheduling.admission import admit_next, guarantee_running
+from zipage.scheduling.compression import drop_job, free_retired_blocks, is_due
 from zipage.scheduling.limits import SchedulerLimits
-from zipage.scheduling.request import Request, RequestState
+from zipage.scheduling.lives import Lives
+from zipage.scheduling.planning import begin_compression, plan_request
+from zipage.scheduling.request import NEVER, Request, RequestState
+from zipage.scheduling.room import preempt_paused
+from zipage.scheduling.step_plan import PlannedStep, StepPlan
 from zipage.scheduling.stopping import ending_after
 
-
-@dataclass
-class Counters:
-    """Totals since the engine started; `cached_tokens` are those of prompts that were not computed again."""
-
-    steps: int = 0
-    compressions: int = 0
-    preemptions: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
+MAX_FAILED_JOBS = 3
 
 
 class Scheduler:
-    """First come, first served continuous batching over a block pool, with compression in stall mode.
+    """Continuous batching over a block pool, by priority class, and first come, first served inside one.
 
-    Under a budget no request that runs can lack a block for good. Without a budget admission is optimistic: where
-    blocks run out, the newest request is preempted and later recomputed.
+    A request is *guaranteed* once its blocks are reserved and, where it can be compressed, it has a query slot; it
+    never lacks either again. The others run on spare blocks, as long as they have no query to record, and give way to
+    the guaranteed ones. The first of them is guaranteed as soon as that is possible, so every request ends.
     """
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
-        self.holdings = Holdings(limits)
-        self.counters = Counters()
-        self._requests: dict[int, Request] = {}
-        self._waiting: deque[Request] = deque()
-        # Requests that hold a row, in order of admission.
-        self._running: dict[int, Request] = {}
-        # Ended requests whose blocks a step or a job still touches.
-        self._draining: dict[int, Request] = {}
-        self._next_step = _NextStep()
+        self.lives = Lives(limits)
+        self.holdings = self.lives.holdings
+        self.counters = self.lives.counters
+        self._num_arrived = 0
+        self._deadlines: list[tuple[float, int]] = []
         # Planned steps that have not returned, oldest first.
-        self._in_flight: deque[_PlannedStep] = deque()
+        self._in_flight: deque[PlannedStep] = deque()
 
     # ---- requests in ------------------------------------------------------------------------------------------------
 
     def add(self, requests: Iterable[TokenRequest], now: float) -> list[RefusedTokens]:
-        """Queue requests in order; returns those that can never run here, of which nothing is kept."""
+        """Queue requests in order; returns those that are refused, of which nothing is kept."""
         refused = []
         for message in requests:
-            refusal = self.limits.refusal(message)
+            refusal = self.limits.refusal(message) or self._overflow(message)
             if refusal is not None:
                 refused.append(refusal)
                 continue
             max_length, max_blocks = self.limits.max_length(message), self.limits.max_blocks(message.params)
-            request = Request.from_message(message, max_length, max_blocks, now)
-            self._requests[request.uid] = request
-            self._waiting.append(request)
-            self.counters.prompt_tokens += request.prompt_length
+            self.lives.enter(Request.from_message(message, self._num_arrived, max_length, max_blocks, now))
+            self._num_arrived += 1
+            if message.params.deadline is not None:
+                heapq.heappush(self._deadlines, (now + message.params.deadline, message.uid))
         return refused
 
     def abort(self, uids: Iterable[int], now: float) -> list[TokenOutput]:
         """End requests; each live one answers with reason `abort`, the others are ignored."""
+        live = [request for uid in uids if (request := self.lives.unfinished.get(uid)) is not None]
+        return [self._end_early(request, "abort", now) for request in live]
+
+    def expire(self, now: float) -> list[TokenOutput]:
+        """End the requests whose deadline has passed; each answers with reason `deadline`."""
         outputs = []
-        for uid in uids:
-            request = self._requests.get(uid)
-            if request is None:
-                continue
-            if request.state is RequestState.WAITING:
-                self._waiting.remove(request)
-            self._end(request, RequestState.ABORTED, now)
-            outputs.append(TokenOutput(uid, None, "abort", None, request.metrics()))
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, uid = heapq.heappop(self._deadlines)
+            if uid in self.lives.unfinished:
+                outputs.append(self._end_early(self.lives.unfinished[uid], "deadline", now))
         return outputs
 
-    # ---- steps ------------------------------------------------------------------------------------------------------
+    def preempt(self, uids: Collection[int]) -> None:
+        """Have running requests give back what they hold as soon as no step and no job touches them."""
+        for request in self.lives.running:
+            if request.uid in uids:
+                request.is_paused = True
+
+    def _overflow(self, message: TokenRequest) -> RefusedTokens | None:
+        limit, unfinished = self.limits.max_waiting, len(self.lives.unfinished)
+        if not limit or unfinished < self.limits.max_num_seqs + limit:
+            return None
+        text = (
+            f"the engine is full: it has {unfinished} unfinished completions, at most {self.limits.max_num_seqs} to run "
+            f"(max_num_seqs) and {limit} to wait (max_waiting)"
+        )
+        return RefusedTokens(message.uid, text, None)
+
+    # ---- steps and jobs ---------------------------------------------------------------------------------------------
 
     def plan(self) -> Step | None:
         """The next step, or None where enough are in flight or nothing can be computed.
@@ -101,35 +108,28 @@ class Scheduler:
         """
         if len(self._in_flight) >= self.limits.max_steps_in_flight:
             return None
-        self._preempt_paused()
-        tokens_left = self.limits.max_num_batched_tokens
-        for state in (RequestState.RUNNING, RequestState.PREFILLING):
-            for request in list(self._running.values()):
-                if tokens_left and request.state is state:
-                    tokens_left -= self._plan_request(request, tokens_left)
-        while tokens_left and self._can_admit_next():
-            request = self._waiting.popleft()
-            self._admit(request)
-            tokens_left -= self._plan_request(request, tokens_left)
-        if not self._next_step.planned:
-            self._next_step.is_short = False
+        step, before = self.lives.step, None
+        # Who has given way, or is to be compressed, may let those go on that have been passed already.
+        while not step.planned and before != (before := self._given_way()):
+            step.is_short = False
+            self._plan_tokens()
+        if not step.planned:
             return None
-        step = self._next_step.build(self.counters.steps)
-        self._in_flight.append(_PlannedStep(step.step_id, self._next_step.planned))
-        self._next_step = _NextStep()
+        self._in_flight.append(PlannedStep(self.counters.steps, step.planned))
+        self.lives.step = StepPlan()
         self.counters.steps += 1
-        return step
+        return step.build(self._in_flight[-1].step_id)
 
-    def plan_jobs(self) -> list[CompressionJob]:
-        """Compressions that can begin: their requests have filled their budget, and no step touches them."""
-        jobs = []
-        for request in self._running.values():
-            if request.in_flight or not must_compress(request, self.limits):
-                continue
-            if self.holdings.prepare_compression(request):
-                request.move_to(RequestState.COMPRESSING)
-                request.job_in_flight = True
-                jobs.append(make_job(request, self.limits))
+    def plan_jobs(self) -> list[Job]:
+        """Jobs that can begin, because no step touches what they read and write; to be called after `plan`."""
+        lives = self.lives
+        jobs: list[Job] = []
+        for request in [*lives.running, *lives.swapped.values()]:
+            job = request.job
+            if job is not None and not job.is_sent and request.steps_returned >= job.starts_after:
+                job.is_sent = True
+                lives.at_work[request.uid] = request
+                jobs.append(job.message)
         return jobs
 
     def finish_step(self, result: StepResult, now: float) -> list[TokenOutput]:
@@ -139,125 +139,85 @@ class Scheduler:
             raise RuntimeError(f"step {result.step_id} returned out of order")
         sampled = dict(zip(result.rows, result.tokens, strict=True))
         for request in self._in_flight.popleft().requests:
-            request.in_flight -= 1
+            request.steps_returned += 1
             token = sampled.get(request.row)
             if token is not None:
                 request.pending_tokens -= 1
+            if request.retiring is not None:
+                free_retired_blocks(request, self.holdings)
             if request.is_ended:
-                self._release_when_quiet(request)
+                self.lives.release_when_quiet(request)
             elif token is not None:
                 outputs.append(self._take_token(request, token, now))
         return outputs
 
-    def finish_compression(self, done: CompressionDone) -> None:
-        """Take a finished job: the request goes on with its survivors, or gives everything back if it was aborted."""
-        request = self._running.get(done.uid) or self._draining[done.uid]
-        request.job_in_flight = False
-        self.counters.compressions += 1
+    def finish_job(self, answer: JobAnswer, now: float) -> list[TokenOutput]:
+        """Take the end of a job; returns the end of a request whose jobs have failed too often."""
+        request = self.lives.at_work.pop(answer.uid)
+        job = request.job
+        if job is None:
+            raise RuntimeError(f"the job of request {answer.uid} was done twice")
+        job.is_sent = False
+        if isinstance(answer, JobFailed):
+            self.counters.failed_jobs += 1
         if request.is_ended:
-            self._release_when_quiet(request)
-            return
-        self.holdings.adopt_next_table(request)
-        self._next_step.table_updates.append(count_compression(request, done, self.limits))
-        request.move_to(RequestState.RUNNING)
+            self.lives.release_when_quiet(request)
+        elif isinstance(answer, JobFailed):
+            return self._take_failure(request, now)
+        elif isinstance(answer, CompressionDone):
+            self.lives.finish_compression(request, job, answer)
+        else:
+            self.lives.finish_swap(request, job)
+        return []
+
+    def _given_way(self) -> tuple[int, int]:
+        return self.counters.preemptions, sum(request.is_pressed for request in self.lives.running)
+
+    def _plan_tokens(self) -> None:
+        """Fill the step, the decoding requests first, then those that prefill, then those that wait."""
+        lives, tokens_left = self.lives, self.limits.max_num_batched_tokens
+        preempt_paused(lives)
+        is_line_open = guarantee_running(lives)
+        for request in list(lives.running):
+            if is_due(request, self.limits) and not (request.in_flight or request.is_paused or request.is_complete):
+                begin_compression(lives, request)
+        for state in (RequestState.RUNNING, RequestState.PREFILLING):
+            for request in list(lives.running):
+                if tokens_left and request.state is state:
+                    tokens_left -= plan_request(lives, request, tokens_left)
+        while tokens_left and (admitted := admit_next(lives, is_line_open)) is not None:
+            is_line_open = is_line_open and (admitted.is_guaranteed or admitted.next_compression == NEVER)
+            if admitted.state is RequestState.PREFILLING:
+                tokens_left -= plan_request(lives, admitted, tokens_left)
 
     # ---- what it holds ----------------------------------------------------------------------------------------------
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self.lives.waiting)
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self.lives.running)
 
     @property
     def num_compressing(self) -> int:
-        return sum(request.state is RequestState.COMPRESSING for request in self._running.values())
+        return sum(request.state is RequestState.COMPRESSING for request in self.lives.running)
+
+    @property
+    def num_swapped(self) -> int:
+        return len(self.lives.swapped)
 
     @property
     def is_idle(self) -> bool:
         """Nothing waits, runs or drains."""
-        return not (self._requests or self._draining or self._in_flight)
+        return not (self.lives.unfinished or self.lives.draining or self._in_flight)
 
     def integrity_errors(self) -> list[str]:
-        """What is wrong with the ownership of blocks, slots and rows; empty for a sound engine."""
-        return self.holdings.integrity_errors(self._holders())
+        """What is wrong with the ownership of what requests hold; empty for a sound engine."""
+        return self.holdings.integrity_errors(list(self.lives.holders()))
 
-    def _holders(self) -> list[Request]:
-        return [*self._running.values(), *self._draining.values()]
-
-    # ---- planning one request ---------------------------------------------------------------------------------------
-
-    def _can_admit_next(self) -> bool:
-        """Nobody is admitted to blocks that an older request has just asked for in vain."""
-        if self._next_step.is_short or not self._waiting:
-            return False
-        return self.holdings.can_admit(self._waiting[0], self._holders())
-
-    def _admit(self, request: Request) -> None:
-        request.move_to(RequestState.PREFILLING)
-        self._next_step.admissions.append(self.holdings.admit(request))
-        self._running[request.uid] = request
-        if not request.preemptions:
-            self.counters.cached_tokens += request.position
-
-    def _plan_request(self, request: Request, tokens_left: int) -> int:
-        """Plan the request's next tokens; returns how many (0 where it has to wait for a block)."""
-        if request.is_paused or request.is_complete or must_compress(request, self.limits):
-            return 0
-        num_tokens = min(request.num_uncomputed, tokens_left)
-        missing = self.limits.blocks_for(request.resident_length + num_tokens) - len(request.block_table)
-        if not self._make_room(request, missing):
-            self._next_step.is_short = True
-            return 0
-        new_blocks = self.holdings.extend(request, missing)
-        request.position += num_tokens
-        request.resident_length += num_tokens
-        request.in_flight += 1
-        if request.num_uncomputed == 0:
-            request.pending_tokens += 1
-            if request.state is RequestState.PREFILLING:
-                request.move_to(RequestState.RUNNING)
-        self.holdings.register_full_blocks(request)
-        self._next_step.planned.append(request)
-        self._next_step.work.append(RowWork(request.row, num_tokens, new_blocks))
-        return num_tokens
-
-    def _make_room(self, request: Request, wanted: int) -> bool:
-        """Preempt requests admitted after this one until `wanted` blocks are free.
-
-        The oldest request can preempt every other, so it never waits for ever; a budget's reservations make sure that
-        nothing is ever preempted under one.
-        """
-        while self.holdings.blocks.num_free < wanted:
-            victim = next(reversed(self._running.values()))
-            if victim is request or self.limits.max_blocks_per_request:
-                return False
-            if victim.in_flight:
-                victim.is_paused = True
-                return False
-            self._preempt(victim)
-        return True
-
-    def _preempt_paused(self) -> None:
-        """Preempt the requests whose blocks are wanted, once no step touches them."""
-        for request in list(self._running.values()):
-            if request.is_paused and not request.in_flight:
-                self._preempt(request)
-
-    def _preempt(self, request: Request) -> None:
-        """Give back all that the request holds and put it first in the queue, to be recomputed from its tokens."""
-        del self._running[request.uid]
-        self._release(request)
-        request.position = request.resident_length = 0
-        request.is_paused = False
-        request.preemptions += 1
-        self.counters.preemptions += 1
-        request.move_to(RequestState.WAITING)
-        self._waiting.appendleft(request)
-
-    # ---- tokens and ends --------------------------------------------------------------------------------------------
+    # ---- tokens, failures and ends ----------------------------------------------------------------------------------
 
     def _take_token(self, request: Request, token: SampledToken, now: float) -> TokenOutput:
         request.token_ids.append(token.token_id)
@@ -268,54 +228,23 @@ class Scheduler:
         ending = ending_after(request)
         if ending is None:
             return TokenOutput(request.uid, token)
-        self._end(request, RequestState.FINISHED, now)
+        self.lives.end(request, RequestState.FINISHED, now)
         return TokenOutput(request.uid, token, ending.reason, ending.stop_token_id, request.metrics())
 
-    def _end(self, request: Request, state: RequestState, now: float) -> None:
-        request.move_to(state)
-        request.finished = now
-        del self._requests[request.uid]
-        if self._running.pop(request.uid, None) is not None:
-            self._draining[request.uid] = request
-            self._release_when_quiet(request)
+    def _take_failure(self, request: Request, now: float) -> list[TokenOutput]:
+        """Have a request computed again, a few times, whose job has failed."""
+        request.failed_jobs += 1
+        if request.failed_jobs > MAX_FAILED_JOBS:
+            return [self._end_early(request, "error", now)]
+        if request.state is RequestState.SWAPPED:
+            del self.lives.swapped[request.uid]
+            self.lives.start_again(request)
+            return []
+        drop_job(request, self.holdings)
+        if request.is_quiet:
+            self.lives.preempt(request)
+        return []
 
-    def _release_when_quiet(self, request: Request) -> None:
-        """Free what an ended request holds once no step and no job touches it."""
-        if not request.in_flight and not request.job_in_flight:
-            del self._draining[request.uid]
-            self._release(request)
-
-    def _release(self, request: Request) -> None:
-        self._next_step.release_row(self.holdings.release(request))
-
-
-@dataclass(frozen=True)
-class _PlannedStep:
-    """A step that has not returned, and the requests that it touches."""
-
-    step_id: int
-    requests: list[Request]
-
-
-@dataclass
-class _NextStep:
-    """What the next step will carry; rows are released in it before any is given out again."""
-
-    released_rows: list[int] = field(default_factory=list)
-    admissions: list[Admission] = field(default_factory=list)
-    table_updates: list[TableUpdate] = field(default_factory=list)
-    work: list[RowWork] = field(default_factory=list)
-    planned: list[Request] = field(default_factory=list)
-    # A request has found no blocks for its next tokens.
-    is_short: bool = False
-
-    def release_row(self, row: int) -> None:
-        """Take back a row; one whose admission has not been sent is unknown to the decode worker."""
-        admissions = [admission for admission in self.admissions if admission.row != row]
-        if len(admissions) == len(self.admissions):
-            self.released_rows.append(row)
-        self.admissions = admissions
-        self.table_updates = [update for update in self.table_updates if update.row != row]
-
-    def build(self, step_id: int) -> Step:
-        return Step(step_id, self.released_rows, self.admissions, self.table_updates, self.work)
+    def _end_early(self, request: Request, reason: str, now: float) -> TokenOutput:
+        self.lives.end(request, RequestState.ABORTED, now)
+        return TokenOutput(request.uid, None, reason, None, request.metrics())

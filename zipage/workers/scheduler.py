@@ -10,13 +10,13 @@ from zipage.errors import EngineError
 from zipage.links import SchedulerLinks, bind_scheduler_links, run_until_stopped
 from zipage.messages import (
     AbortTokens,
-    CompressionDone,
     OpenPool,
     PoolExport,
     PoolOpened,
     StatusQuery,
     StepResult,
     SubmitTokens,
+    TokenOutput,
     TokenOutputs,
 )
 from zipage.scheduling.limits import SchedulerLimits
@@ -24,9 +24,11 @@ from zipage.scheduling.scheduler import Scheduler
 from zipage.scheduling.status import engine_status
 from zipage.workers.process import WorkerContext, report_ready, run_worker
 
+_DEADLINE_CHECK_SECONDS = 0.05
+
 
 class SchedulerProcess:
-    """Three loops, one for each link, around one `Scheduler`."""
+    """One loop for each link, and one for deadlines, around one `Scheduler`."""
 
     def __init__(self, context: WorkerContext, links: SchedulerLinks, export: PoolExport) -> None:
         self._context = context
@@ -47,8 +49,7 @@ class SchedulerProcess:
                     for refusal in self._scheduler.add(requests, now):
                         await self._links.tokenizer.send(refusal)
                 case AbortTokens(uids):
-                    if outputs := self._scheduler.abort(uids, now):
-                        await self._links.tokenizer.send(TokenOutputs(outputs))
+                    await self._send_outputs(self._scheduler.abort(uids, now))
                 case StatusQuery(query_id):
                     status = engine_status(self._scheduler, self._context.config, self._export, query_id)
                     await self._links.tokenizer.send(status)
@@ -62,24 +63,36 @@ class SchedulerProcess:
                 raise EngineError("the decode worker exported its pool twice")
             outputs = self._scheduler.finish_step(result, time.monotonic())
             await self._send_work()
-            if outputs:
-                await self._links.tokenizer.send(TokenOutputs(outputs))
+            await self._send_outputs(outputs)
 
     async def serve_compression(self) -> None:
         """Finished jobs in."""
         while True:
-            done = await self._links.compression.receive()
-            if not isinstance(done, CompressionDone):
+            answer = await self._links.compression.receive()
+            if isinstance(answer, PoolOpened):
                 raise EngineError("the compression worker opened the pool twice")
-            self._scheduler.finish_compression(done)
+            outputs = self._scheduler.finish_job(answer, time.monotonic())
             await self._send_work()
+            await self._send_outputs(outputs)
+
+    async def watch_deadlines(self) -> None:
+        """Requests whose deadline passes while nothing else happens."""
+        while True:
+            await asyncio.sleep(_DEADLINE_CHECK_SECONDS)
+            if outputs := self._scheduler.expire(time.monotonic()):
+                await self._send_work()
+                await self._send_outputs(outputs)
 
     async def _send_work(self) -> None:
-        """Whatever can begin: jobs first, because what a step has to wait for should not wait itself."""
-        for job in self._scheduler.plan_jobs():
-            await self._links.compression.send(job)
+        """Whatever can begin."""
         while (step := self._scheduler.plan()) is not None:
             await self._links.decode.send(step)
+        for job in self._scheduler.plan_jobs():
+            await self._links.compression.send(job)
+
+    async def _send_outputs(self, outputs: list[TokenOutput]) -> None:
+        if outputs:
+            await self._links.tokenizer.send(TokenOutputs(outputs))
 
 
 async def serve(context: WorkerContext, links: SchedulerLinks) -> None:
@@ -92,7 +105,12 @@ async def serve(context: WorkerContext, links: SchedulerLinks) -> None:
         raise EngineError("the compression worker did not begin by opening the pool")
     process = SchedulerProcess(context, links, export)
     process.report_ready()
-    await asyncio.gather(process.serve_tokenizer(), process.serve_decode(), process.serve_compression())
+    await asyncio.gather(
+        process.serve_tokenizer(),
+        process.serve_decode(),
+        process.serve_compression(),
+        process.watch_deadlines(),
+    )
 
 
 async def _run(context: WorkerContext) -> None:

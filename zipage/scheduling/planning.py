@@ -1,0 +1,68 @@
+"""The next tokens of one running request: how many, and the blocks that they need."""
+
+from zipage.messages import RowWork
+from zipage.scheduling.compression import begin_shadow, can_shadow, is_due
+from zipage.scheduling.lives import Lives
+from zipage.scheduling.needs import allowed_tokens
+from zipage.scheduling.request import JobKind, Request, RequestState
+from zipage.scheduling.room import make_room, stall_in_room
+
+
+def plan_request(lives: Lives, request: Request, tokens_left: int) -> int:
+    """Plan the request's next tokens; returns how many (0 where it has to wait)."""
+    if request.is_paused or request.is_complete:
+        return 0
+    if is_due(request, lives.limits) and not begin_shadow_compression(lives, request):
+        return 0
+    num_tokens = min(request.num_uncomputed, tokens_left, allowed_tokens(request, lives.limits))
+    num_tokens = _affordable_tokens(lives, request, num_tokens)
+    if num_tokens <= 0:
+        return 0
+    missing = _missing_blocks(lives, request, num_tokens)
+    if not make_room(lives, request, missing):
+        lives.step.is_short = True
+        return 0
+    new_blocks = lives.holdings.extend(request, missing)
+    request.advance(num_tokens)
+    if request.num_uncomputed == 0:
+        request.pending_tokens += 1
+        if request.state is RequestState.PREFILLING:
+            request.move_to(RequestState.RUNNING)
+    lives.holdings.register_full_blocks(request)
+    lives.step.planned.append(request)
+    lives.step.work.append(RowWork(request.row, num_tokens, new_blocks))
+    return num_tokens
+
+
+def _missing_blocks(lives: Lives, request: Request, num_tokens: int) -> int:
+    return lives.limits.blocks_for(request.resident_length + num_tokens) - len(request.block_table)
+
+
+def _affordable_tokens(lives: Lives, request: Request, num_tokens: int) -> int:
+    """How many of its next tokens a guaranteed request may compute: where blocks are short, those that it has reserved.
+
+    One that has outgrown its budget is compressed instead.
+    """
+    missing = _missing_blocks(lives, request, num_tokens)
+    if not request.is_guaranteed or missing <= lives.holdings.blocks.num_free:
+        return num_tokens
+    affordable = min(num_tokens, request.reserved_blocks * lives.limits.block_size - request.resident_length)
+    if affordable <= 0:
+        request.is_pressed = lives.step.is_short = True
+    return affordable
+
+
+def begin_compression(lives: Lives, request: Request) -> None:
+    """Compress a request that is due and that no step touches: in shadow mode where there are blocks for it."""
+    if not begin_shadow_compression(lives, request):
+        stall_in_room(lives, request)
+
+
+def begin_shadow_compression(lives: Lives, request: Request) -> bool:
+    """Compress a request that is due while it goes on decoding; returns whether there are blocks for that."""
+    jobs = (other.job for other in lives.running)
+    shadow_blocks = sum(len(job.next_table) for job in jobs if job is not None and job.kind is JobKind.SHADOW)
+    if not can_shadow(request, lives.holdings, shadow_blocks, spare_blocks=len(lives.running)):
+        return False
+    begin_shadow(request, lives.holdings, lives.step)
+    return True

@@ -1,0 +1,73 @@
+"""The step that is being planned, and those that have left and not returned."""
+
+from dataclasses import dataclass, field
+
+from zipage.messages import Admission, RecordingUpdate, RowWork, Step, TableUpdate
+from zipage.scheduling.request import Request
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step that has not returned, and the requests that it touches."""
+
+    step_id: int
+    requests: list[Request]
+
+
+@dataclass
+class StepPlan:
+    """What the next step will carry; rows are released in it before any is given out again."""
+
+    released_rows: list[int] = field(default_factory=list)
+    admissions: list[Admission] = field(default_factory=list)
+    table_updates: dict[int, TableUpdate] = field(default_factory=dict)
+    recording_updates: dict[int, RecordingUpdate] = field(default_factory=dict)
+    work: list[RowWork] = field(default_factory=list)
+    planned: list[Request] = field(default_factory=list)
+    # A request has found no blocks for its next tokens.
+    is_short: bool = False
+
+    def admit(self, request: Request) -> None:
+        """Tell the decode worker of a request that has been given a row, with what it holds and has computed."""
+        self.admissions.append(
+            Admission(
+                row=request.row,
+                token_ids=list(request.token_ids),
+                prompt_length=request.prompt_length,
+                params=request.params,
+                eos_token_ids=request.eos_token_ids,
+                block_table=list(request.block_table),
+                position=request.position,
+                resident_length=request.resident_length,
+            )
+        )
+
+    def update_recording(self, request: Request) -> None:
+        """Record the request's queries from here on as its interval and its query slot say."""
+        self.recording_updates[request.row] = RecordingUpdate(
+            request.row, request.query_buffer, request.interval_start, request.observe_from
+        )
+
+    def update_table(self, request: Request) -> None:
+        """Replace the decode worker's block table of the request."""
+        self.table_updates[request.row] = TableUpdate(request.row, list(request.block_table), request.resident_length)
+
+    def release_row(self, row: int) -> None:
+        """Take back a row; one whose admission has not been sent is unknown to the decode worker."""
+        admissions = [admission for admission in self.admissions if admission.row != row]
+        if len(admissions) == len(self.admissions):
+            self.released_rows.append(row)
+        self.admissions = admissions
+        self.table_updates.pop(row, None)
+        self.recording_updates.pop(row, None)
+
+    def build(self, step_id: int) -> Step:
+        """The message; what it carries is valid from this step on."""
+        return Step(
+            step_id,
+            self.released_rows,
+            self.admissions,
+            list(self.table_updates.values()),
+            list(self.recording_updates.values()),
+            self.work,
+        )
