@@ -10,9 +10,9 @@ import torch
 from zipage.config import EngineConfig
 from zipage.eviction.job import run_job
 from zipage.execution.executor import Executor
+from zipage.execution.host_memory import HostMemory
 from zipage.execution.pool import KVPool, allocate_on_device
 from zipage.execution.pool_size import choose_geometry, effective_max_model_len
-from zipage.execution.host_memory import HostMemory
 from zipage.messages import (
     CompressionDone,
     CompressionJob,

@@ -68,6 +68,7 @@ def make_scheduler(num_requests: int, kv_budget: int, pool_share: float) -> Sche
         max_steps_in_flight=2,
         prefix_caching=True,
         scoring=ScoringOptions(),
+        max_shadow_blocks=num_blocks // 4,
     )
     scheduler = Scheduler(limits)
     params = SamplingParams(max_tokens=OUTPUT_TOKENS, ignore_eos=True)
@@ -105,6 +106,7 @@ def measure(scheduler: Scheduler) -> dict[str, float]:
         "steps": counters.steps,
         "mean_batch": round(computed / counters.steps, 1),
         "compressions": counters.compressions,
+        "shadow_compressions": counters.shadow_compressions,
         "preemptions": counters.preemptions,
     }
 

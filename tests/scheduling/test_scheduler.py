@@ -2,6 +2,8 @@
 
 import pytest
 
+from small_cases import answer, jobs_of, make_scheduler, request
+
 from zipage.config import ScoringOptions
 from zipage.messages import (
     CompressionDone,
@@ -19,36 +21,6 @@ from zipage.scheduling.id_pool import IdPool
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.request import IllegalTransitionError, Request, RequestState
 from zipage.scheduling.scheduler import Scheduler
-
-
-def make_scheduler(**overrides) -> Scheduler:
-    limits = {
-        "num_blocks": 16,
-        "block_size": 8,
-        "num_query_slots": 0,
-        "max_blocks_per_request": 0,
-        "max_num_seqs": 4,
-        "max_num_batched_tokens": 32,
-        "max_model_len": 1000,
-        "max_steps_in_flight": 1,
-        "prefix_caching": False,
-        "scoring": ScoringOptions(window=4),
-    }
-    return Scheduler(SchedulerLimits(**{**limits, **overrides}))
-
-
-def request(uid: int, prompt: int, **params) -> TokenRequest:
-    return TokenRequest(uid, list(range(10, 10 + prompt)), SamplingParams(**params), (2,))
-
-
-def jobs_of(scheduler: Scheduler) -> list[Job]:
-    """What is sent to the compression worker while no token can be planned."""
-    assert scheduler.plan() is None
-    return scheduler.plan_jobs()
-
-
-def answer(step: Step, rows: list[int], token: int = 5) -> StepResult:
-    return StepResult(step.step_id, rows, [SampledToken(token)] * len(rows))
 
 
 def test_prefill_is_chunked_and_mixed_with_decode() -> None:

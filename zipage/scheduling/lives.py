@@ -7,7 +7,7 @@ from zipage.messages import CompressionDone
 from zipage.scheduling.compression import finish_compression
 from zipage.scheduling.holdings import Holdings
 from zipage.scheduling.limits import SchedulerLimits
-from zipage.scheduling.request import JobKind, OpenJob, Request, RequestState
+from zipage.scheduling.request import NEVER, JobKind, OpenJob, Request, RequestState
 from zipage.scheduling.request_line import RequestLine
 from zipage.scheduling.step_plan import StepPlan
 from zipage.scheduling.swapping import begin_swap_in, begin_swap_out
@@ -75,6 +75,9 @@ class Lives:
         request.move_to(RequestState.PREFILLING)
         self.running.add(request)
         self.step.admit(request)
+        if request.next_compression != NEVER:
+            # Without a query slot it records no queries, but attention is accumulated all the same.
+            self.step.update_recording(request)
         if not request.preemptions:
             self.counters.cached_tokens += request.position
 

@@ -93,8 +93,8 @@ class Scheduler:
         if not limit or unfinished < self.limits.max_num_seqs + limit:
             return None
         text = (
-            f"the engine is full: it has {unfinished} unfinished completions, at most {self.limits.max_num_seqs} to run "
-            f"(max_num_seqs) and {limit} to wait (max_waiting)"
+            f"the engine is full: {unfinished} completions are unfinished, at most {self.limits.max_num_seqs} run "
+            f"(max_num_seqs) and {limit} wait (max_waiting)"
         )
         return RefusedTokens(message.uid, text, None)
 
