@@ -46,6 +46,18 @@ def test_an_urgent_request_displaces_the_last_of_a_lower_class() -> None:
     assert running(scheduler) == [2, 0]
 
 
+def test_an_urgent_request_on_spare_blocks_displaces_a_guaranteed_one_when_it_lacks_a_block() -> None:
+    scheduler = make_scheduler(num_blocks=5)
+    scheduler.add([request(0, 20, priority=1)], 0.0)
+    run_step(scheduler)
+    scheduler.add([request(1, 7)], 0.0)
+    run_step(scheduler)
+    assert [other.is_guaranteed for other in scheduler.lives.running] == [False, True]
+    while len(running(scheduler)) == 2:
+        run_step(scheduler)
+    assert running(scheduler) == [1]
+
+
 def test_a_compressed_request_is_displaced_to_host_memory_and_comes_back() -> None:
     scheduler = make_scheduler(
         num_query_slots=1,

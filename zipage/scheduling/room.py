@@ -15,7 +15,7 @@ def make_room(lives: Lives, request: Request, wanted: int) -> bool:
         if lives.limits.compress == "pressure" and press(lives, missing):
             return False
         victim = _spare_victim(lives, request)
-        if victim is None or not _give_way(lives, victim):
+        if not (displace_for(lives, request) if victim is None else _give_way(lives, victim)):
             return False
     return True
 
@@ -67,10 +67,10 @@ def press(lives: Lives, wanted: int) -> bool:
 
 
 def _spare_victim(lives: Lives, request: Request) -> Request | None:
-    """The last of those that run on spare blocks; but `request` takes none from those that are served before it,
-    unless it is guaranteed."""
+    """The last of those that run on spare blocks and are served after `request`, or, if it is guaranteed, are of its
+    class."""
     for other in reversed(lives.running):
-        if other is request and not request.is_guaranteed:
+        if other.rank[0] < request.rank[0] or (other is request and not request.is_guaranteed):
             return None
         if not other.is_guaranteed and other is not request:
             return other

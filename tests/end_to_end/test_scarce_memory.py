@@ -1,0 +1,79 @@
+"""A real engine whose pool is too small for what it is asked: it waits, swaps, compresses and refuses; it loses nothing.
+
+All answers are those of the bundled model's task, known to the last character.
+"""
+
+import threading
+
+import pytest
+from process_helpers import wait_until
+
+from tools.state_machine import samples
+from zipage import LLM, Client, SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0)
+# 30 steps of 4 states are some 460 tokens; with a budget of 256 default scoring answers them exactly.
+BUDGET = 256
+# A block of 16 tokens with its scores, and its share of the query slots.
+BLOCK_GB = 0.00021
+
+
+def small_engine(num_blocks: int, **options) -> LLM:
+    """An engine whose pool has about `num_blocks` blocks of 16 tokens."""
+    return LLM(kv_cache_gb=num_blocks * BLOCK_GB, threads=1, max_num_batched_tokens=64, max_num_seqs=8, **options)
+
+
+def check_idle(llm: LLM) -> None:
+    assert wait_until(lambda: llm.status().blocks_used == 0)
+    status = llm.status()
+    assert status.integrity_errors == []
+    assert (status.running, status.waiting, status.swapped, status.slots_used, status.host_blocks_used) == (0,) * 5
+
+
+@pytest.mark.parametrize("compress", ["always", "pressure"])
+def test_more_than_fits_is_answered_exactly(compress: str) -> None:
+    tasks = samples(4, num_states=4, num_steps=30, seed=21)
+    with small_engine(50, kv_budget=BUDGET, compress=compress, shadow_share=0.5) as llm:
+        results = llm.generate([prompt for prompt, _ in tasks], GREEDY)
+        assert [result.text for result in results] == [answer for _, answer in tasks]
+        status = llm.status()
+        assert status.compressions > 0
+        check_idle(llm)
+
+
+def test_an_urgent_request_swaps_out_a_compressed_one_which_ends_exactly() -> None:
+    ((prompt, answer), (urgent_prompt, urgent_answer)) = samples(2, num_states=4, num_steps=30, seed=22)
+    with small_engine(20, kv_budget=BUDGET, max_waiting=5) as llm:
+        answers = []
+
+        def wait_patiently() -> None:
+            with Client(llm.address) as client:
+                answers.extend(client.generate([prompt], GREEDY))
+
+        patient = threading.Thread(target=wait_patiently, daemon=True)
+        patient.start()
+        assert wait_until(lambda: llm.status().compressions > 0)
+        (urgent,) = llm.generate([urgent_prompt], SamplingParams(temperature=0.0, priority=-1))
+        patient.join(60)
+        assert (urgent.text, answers[0].text) == (urgent_answer, answer)
+        (completion,) = answers[0].completions
+        assert completion.metrics.swaps == completion.metrics.preemptions == llm.status().swaps == 1
+        assert urgent.completions[0].metrics.finished < completion.metrics.finished
+        check_idle(llm)
+
+
+def test_a_deadline_gives_what_there_is_and_a_full_queue_says_so() -> None:
+    ((prompt, answer),) = samples(1, num_states=4, num_steps=30, seed=23)
+    with small_engine(40, max_waiting=1) as llm:
+        params = SamplingParams(temperature=0.0, deadline=0.5, ignore_eos=True, max_tokens=600)
+        (late,) = llm.generate([prompt], params)
+        assert late.completions[0].finish_reason == "deadline"
+        assert 0 < len(late.text) < 600
+        assert answer.startswith(late.text[: len(answer)])
+        results = llm.generate([prompt] * 12, SamplingParams(temperature=0.0, max_tokens=5))
+        refused = [result for result in results if result.error is not None]
+        # Eight rows and one that waits.
+        assert len(refused) == 3
+        assert all("max_waiting" in str(result.error) for result in refused)
+        assert all(answer.startswith(result.text) for result in results if result.error is None)
+        check_idle(llm)
