@@ -127,8 +127,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         scoring: how a compression chooses the entries that survive.
         compress: `always` when a request has filled its budget, or only under `pressure`, when blocks run short.
         shadow_share: share of the KV blocks, 0 to 1, that compressions may take beyond the requests' own, so that their
-            requests go on decoding meanwhile; without such blocks a request waits for its compression. Accumulated
-            attention (`observe=all`) always waits.
+            requests go on decoding meanwhile; without such blocks a request waits for its compression. Requests without
+            a query slot leave them free. Accumulated attention (`observe=all`) always waits.
         hybrid_scheduling: under a budget, requests without a query slot run on blocks that nobody needs yet.
         swap_space_gb: host memory in GiB for the KV cache of preempted requests that have been compressed; `None` is
             an eighth of the free memory up to 4 GiB, 0 recomputes and compresses them anew instead.
@@ -152,7 +152,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_cache_gb: float | None = None
     scoring: ScoringOptions = ScoringOptions()
     compress: Compress = "always"
-    shadow_share: float = 0.25
+    shadow_share: float = 0.1
     hybrid_scheduling: bool = True
     swap_space_gb: float | None = None
     max_waiting: int = 0

@@ -69,6 +69,15 @@ def test_requests_on_spare_blocks_are_preempted_first() -> None:
     assert states(scheduler)[0] == (17, True)
 
 
+def test_requests_on_spare_blocks_leave_those_of_shadow_jobs_free() -> None:
+    for max_shadow_blocks, num_running in ((0, 2), (4, 2), (5, 1)):
+        scheduler = make_scheduler(**ONE_SLOT, num_blocks=9, max_shadow_blocks=max_shadow_blocks)
+        scheduler.add([request(0, 10), request(1, 10)], 0.0)
+        run_step(scheduler)
+        # Two blocks each, and one for everyone who runs already.
+        assert len(states(scheduler)) == num_running
+
+
 def test_without_hybrid_scheduling_a_request_waits_for_its_slot() -> None:
     scheduler = make_scheduler(**ONE_SLOT, hybrid_scheduling=False)
     scheduler.add([request(0, 10), request(1, 10)], 0.0)
@@ -121,9 +130,9 @@ def test_a_full_tail_waits_for_its_job() -> None:
     [
         ({}, True),
         ({"max_shadow_blocks": 1}, False),
-        # Three of the request's own, two for the survivors, one for the next token, and one to spare.
-        ({"num_blocks": 6}, False),
-        ({"num_blocks": 7}, True),
+        # Three of the request's own, two for the survivors, and one for the next token.
+        ({"num_blocks": 5}, False),
+        ({"num_blocks": 6}, True),
     ],
 )
 def test_shadow_or_stall_is_chosen_by_free_blocks(changes: dict, is_shadow: bool) -> None:

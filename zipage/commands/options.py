@@ -48,7 +48,7 @@ ENGINE_OPTIONS = (
         "--shadow-share",
         type=float,
         help="Share of the KV blocks, 0 to 1, that compressions may take for themselves, so that their requests go on "
-        "decoding meanwhile; 0 has every one wait [0.25].",
+        "decoding meanwhile; 0 has every one wait [0.1].",
     ),
     click.option(
         "--hybrid-scheduling/--no-hybrid-scheduling",

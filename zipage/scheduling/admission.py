@@ -54,7 +54,8 @@ def admit_next(lives: Lives, is_line_open: bool) -> Request | None:
 def _has_room(lives: Lives, request: Request, is_guaranteed: bool) -> bool:
     """Whether a waiting request finds a row, and its blocks without anyone having to give way.
 
-    On spare blocks it also leaves one for everyone who runs, so that it is not preempted at once.
+    On spare blocks it also leaves one for everyone who runs, so that it is not preempted at once, and those that shadow
+    compressions may take.
     """
     if not lives.holdings.rows.num_free:
         return False
@@ -62,7 +63,7 @@ def _has_room(lives: Lives, request: Request, is_guaranteed: bool) -> bool:
     if not is_guaranteed:
         if request.host_place is not None or not _may_use_spare_blocks(lives, request):
             return False
-        wanted += len(lives.running)
+        wanted += len(lives.running) + lives.limits.max_shadow_blocks
     missing = wanted - lives.holdings.blocks.num_free
     if missing > 0 and lives.limits.compress == "pressure":
         press(lives, missing)

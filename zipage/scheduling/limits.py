@@ -62,7 +62,7 @@ class SchedulerLimits:
             scoring=config.scoring,
             compress=config.compress,
             # While a job reads accumulated attention, nobody may add to it.
-            max_shadow_blocks=0 if geometry.accumulate else int(config.shadow_share * geometry.num_blocks),
+            max_shadow_blocks=int(config.shadow_share * geometry.num_blocks) if geometry.window else 0,
             hybrid_scheduling=config.hybrid_scheduling,
             num_host_blocks=geometry.num_host_blocks,
             num_host_slots=geometry.num_host_slots,

@@ -62,7 +62,7 @@ def begin_shadow_compression(lives: Lives, request: Request) -> bool:
     """Compress a request that is due while it goes on decoding; returns whether there are blocks for that."""
     jobs = (other.job for other in lives.running)
     shadow_blocks = sum(len(job.next_table) for job in jobs if job is not None and job.kind is JobKind.SHADOW)
-    if not can_shadow(request, lives.holdings, shadow_blocks, spare_blocks=len(lives.running)):
+    if not can_shadow(request, lives.holdings, shadow_blocks):
         return False
     begin_shadow(request, lives.holdings, lives.step)
     return True
