@@ -1,5 +1,8 @@
 """Copies of a request between the pool and host memory."""
 
+import dataclasses
+
+import msgspec
 import pytest
 import torch
 
@@ -79,7 +82,16 @@ def test_lack_of_memory_fails_the_job_and_nothing_else(monkeypatch: pytest.Monke
     assert runner.run(SwapOut(7, [4], 3, [1], 1)) == SwapDone(7)
 
 
-def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_memory_that_cannot_be_had_fails_the_job() -> None:
+    pool = random_pool(accumulate=False)
+    endless = msgspec.structs.replace(pool.geometry, num_host_blocks=1 << 50)
+    runner = JobRunner(dataclasses.replace(pool, geometry=endless), ScoringOptions())
+    answer = runner.run(SwapOut(7, [4], 3, [1], 1))
+    assert isinstance(answer, JobFailed)
+    assert "memory" in answer.reason
+
+
+def test_other_errors_are_not_hidden() -> None:
     runner = JobRunner(random_pool(accumulate=False), ScoringOptions())
     with pytest.raises(IndexError):
         runner.run(SwapOut(7, [400], 3, [1], 1))

@@ -4,10 +4,12 @@ Instead of keys and values a cache entry holds a value that names the tokens up 
 compared with what its reader must find there, whoever has written it. A recorded query holds the value of its token.
 """
 
+import sys
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from zipage.eviction.query_rows import observed_queries, recorded_range
+from zipage.eviction.selection import entry_tiers, pinned_after
 from zipage.messages import (
     Admission,
     CompressionDone,
@@ -34,14 +36,22 @@ class ShadowRow:
     prefix: int = 0
     position: int = 0
     entries: list[Hashable] = field(default_factory=list)
+    prompt_length: int = 0
     query_buffer: int = -1
     interval_start: int = 0
+    observe_from: int = sys.maxsize
+    num_survivors: int = 0
+    # Leading entries that are the prompt's, and queries whose attention was accumulated since the last compression.
+    num_pinned: int = 0
+    num_observed: int = 0
     # Of finished compressions of which no step has told: how many entries they read, and what they kept.
     finished: list[tuple[int, list[Hashable]]] = field(default_factory=list)
 
     def advance(self) -> Hashable:
         """Compute the next token; returns the value of its entry."""
         self.prefix = hash((self.prefix, self.token_ids[self.position]))
+        # Entries of the prompt follow no others.
+        self.num_pinned += self.position < self.prompt_length
         self.position += 1
         self.entries.append(self.prefix)
         return self.prefix
@@ -60,6 +70,9 @@ class HostCopy:
 
     entries: list[Hashable]
     queries: dict[int, Hashable]
+    num_survivors: int
+    num_pinned: int
+    num_observed: int
     finished: list[tuple[int, list[Hashable]]] = field(default_factory=list)
 
     def compressed_entries(self) -> list[Hashable]:
@@ -98,6 +111,7 @@ class ShadowWorkers:
         for recording in step.recording_updates:
             row = self.rows[recording.row]
             row.query_buffer, row.interval_start = recording.query_buffer, recording.interval_start
+            row.observe_from = recording.observe_from
         sampled = []
         for work in step.work:
             row = self.rows[work.row]
@@ -114,7 +128,7 @@ class ShadowWorkers:
         del self.touched[step_id]
 
     def _admitted(self, admission: Admission) -> ShadowRow:
-        row = ShadowRow(list(admission.token_ids), list(admission.block_table))
+        row = ShadowRow(list(admission.token_ids), list(admission.block_table), prompt_length=admission.prompt_length)
         for _ in range(admission.position):
             row.advance()
         if admission.resident_length < admission.position:
@@ -127,7 +141,9 @@ class ShadowWorkers:
         """Note what a swapped request's row must find, once both its admission and its job are known."""
         uid = self.arriving.get(tuple(row.table))
         if uid is not None and row.entries[:1] == ["swapped"]:
-            row.entries, row.finished = list(self.copies[uid].entries), self.copies[uid].finished
+            copy = self.copies[uid]
+            row.entries, row.finished = list(copy.entries), copy.finished
+            row.num_survivors, row.num_pinned, row.num_observed = copy.num_survivors, copy.num_pinned, copy.num_observed
             del self.arriving[tuple(row.table)]
 
     def _replace_table(self, row: ShadowRow, table: list[int], resident_length: int) -> None:
@@ -137,6 +153,9 @@ class ShadowWorkers:
     def _compute(self, row: ShadowRow, num_tokens: int) -> None:
         limits = self.limits
         start, values = row.position - row.interval_start, []
+        # Decode attention always accumulates, that of a prompt from `observe_from` on.
+        is_decode = len(row.token_ids) - row.position == 1
+        row.num_observed += 1 if is_decode else max(0, min(num_tokens, row.position + num_tokens - row.observe_from))
         for _ in range(num_tokens):
             values.append(row.advance())
             self._write(row, values[-1])
@@ -209,6 +228,18 @@ class ShadowWorkers:
         row.finished.append((job.num_entries, values))
         return CompressionDone(uid, 0)
 
+    def _note_kept(self, job: CompressionJob, row: ShadowRow | HostCopy) -> int:
+        """Check what a job says of its request, and note what it leaves; returns the survivors that are pinned."""
+        scoring = self.limits.scoring
+        assert job.num_survivors == row.num_survivors
+        assert job.num_pinned == (row.num_pinned if scoring.pin_prompt else 0)
+        if scoring.observe == "all":
+            assert job.num_observed == row.num_observed > 0
+        tiers = entry_tiers(job.num_entries, scoring.sinks, scoring.recent_entries(job.keep), job.num_pinned)
+        row.num_survivors, row.num_observed = job.keep, 0
+        row.num_pinned = pinned_after(tiers, job.num_pinned, job.keep)
+        return row.num_pinned
+
     def fail(self, uid: int) -> JobAnswer:
         """Run a job to its middle: what it was to write is garbage."""
         job = self.jobs.pop(uid)
@@ -225,10 +256,13 @@ class ShadowWorkers:
         """The row that a job is about, though it may have been released already, or not admitted yet."""
         if tuple(job.block_table) in self.arriving:
             return self.copies[job.uid]
-        rows = reversed([*self.gone, *self.rows.values()])
-        if job.query_buffer < 0:
-            return next(row for row in rows if row.table == job.block_table)
-        return next(row for row in rows if row.query_buffer // 2 == job.query_buffer // 2)
+        live, gone = list(self.rows.values()), self.gone[::-1]
+        slot = job.query_buffer // 2
+        by_slot = [row for row in live if row.query_buffer >= 0 and row.query_buffer // 2 == slot]
+        # Where attention is accumulated, a row may not have been told of its slot yet.
+        by_table = [row for row in [*live, *gone] if row.table[: len(job.block_table)] == job.block_table]
+        gone_by_slot = [row for row in gone if row.query_buffer >= 0 and row.query_buffer // 2 == slot]
+        return [*by_slot, *by_table, *gone_by_slot][0]
 
     def _check_queries(self, job: CompressionJob, entries: list[Hashable]) -> None:
         scoring = self.limits.scoring
@@ -245,7 +279,8 @@ class ShadowWorkers:
         recorded = {
             number: value for (buffer, number), value in self.queries.items() if buffer == job.query_buffer >= 0
         }
-        self.copies[job.uid] = HostCopy(entries, recorded)
+        row = self._row_of(job)
+        self.copies[job.uid] = HostCopy(entries, recorded, row.num_survivors, row.num_pinned, row.num_observed)
         return SwapDone(job.uid)
 
     def _swap_in(self, job: SwapIn) -> SwapDone:

@@ -235,3 +235,15 @@ def test_a_failed_compression_is_computed_again_and_in_the_end_an_error(limits: 
     assert [(output.finish_reason, output.metrics.preemptions) for output in outputs] == [("error", MAX_FAILED_JOBS)]
     assert scheduler.is_idle
     assert scheduler.holdings.blocks.num_used == 0
+
+
+def test_a_prompt_that_is_found_again_is_still_pinned() -> None:
+    scheduler = make_scheduler(**ONE_SLOT, prefix_caching=True, scoring=ScoringOptions(window=4, pin_prompt=True))
+    scheduler.add([request(0, 8)], 0.0)
+    for _ in range(10):
+        run_step(scheduler)
+    scheduler.preempt([0])
+    assert run_step(scheduler).admissions[0].position == 16
+    while (step := scheduler.plan()) is not None:
+        scheduler.finish_step(answer(step, [0]), 0.0)
+    assert scheduler.plan_jobs()[0].num_pinned == 8

@@ -1,5 +1,6 @@
 """Priority classes, deadlines and the bound on waiting requests."""
 
+import pytest
 from small_cases import answer, jobs_of, make_scheduler, request, run_step
 
 from zipage.messages import CompressionDone, SwapDone, SwapIn, SwapOut
@@ -135,9 +136,52 @@ def test_a_line_keeps_its_order_and_knows_its_members() -> None:
         line.add(member)
     line.remove(first)
     assert (list(line), list(reversed(line)), len(line)) == ([urgent, second], [second, urgent], 2)
-    try:
+    with pytest.raises(ValueError, match="not in the line"):
         line.remove(first)
-    except ValueError as error:
-        assert "not in the line" in str(error)
-    else:
-        raise AssertionError("a request was removed twice")
+
+
+def test_a_higher_class_is_let_in_while_one_of_a_lower_class_lacks_a_block() -> None:
+    scheduler = make_scheduler(num_blocks=9, num_query_slots=2, max_blocks_per_request=3, max_num_batched_tokens=64)
+
+    def go_on() -> None:
+        step = scheduler.plan()
+        for job in scheduler.plan_jobs():
+            scheduler.finish_job(CompressionDone(job.uid, 0), 0.0)
+        if step is not None:
+            scheduler.finish_step(answer(step, [work.row for work in step.work]), 0.0)
+
+    # One stays at its budget; the other, on spare blocks, soon finds no more of them.
+    scheduler.add([request(0, 10, priority=1), request(1, 20, priority=1, kv_budget=0, max_tokens=60)], 0.0)
+    for _ in range(60):
+        go_on()
+    assert scheduler.holdings.blocks.num_free == 0
+    scheduler.add([request(2, 4)], 0.0)
+    for _ in range(5):
+        go_on()
+    assert 2 in running(scheduler)
+
+
+def test_a_preempted_request_that_is_never_compressed_lets_no_more_pass() -> None:
+    scheduler = make_scheduler(num_blocks=10, max_num_seqs=8, max_num_batched_tokens=200)
+    scheduler.add([request(0, 30, max_tokens=30), request(1, 8, max_tokens=70)], 0.0)
+    run_step(scheduler)
+    scheduler.preempt([1])
+    scheduler.add([request(2, 8, max_tokens=4)], 0.0)
+    run_step(scheduler)
+    # The second needs 10 blocks to be guaranteed, the third 2.
+    guaranteed = {other.uid: other.is_guaranteed for other in scheduler.lives.running}
+    assert guaranteed == {0: True, 1: False, 2: False}
+
+
+def test_an_abort_that_names_a_request_twice_ends_it_once() -> None:
+    scheduler = make_scheduler()
+    scheduler.add([request(0, 4)], 0.0)
+    assert len(scheduler.abort([0, 0], 0.0)) == 1
+
+
+def test_deadlines_of_ended_requests_are_forgotten() -> None:
+    scheduler = make_scheduler()
+    for uid in range(500):
+        scheduler.add([request(uid, 4, deadline=1e6)], 0.0)
+        scheduler.abort([uid], 0.0)
+    assert len(scheduler._deadlines) < 100

@@ -1,16 +1,12 @@
 """What the scheduler decides in cases small enough to state in full."""
 
 import pytest
-
 from small_cases import answer, jobs_of, make_scheduler, request
 
 from zipage.config import ScoringOptions
 from zipage.messages import (
     CompressionDone,
-    Job,
-    SampledToken,
     Step,
-    StepResult,
     SwapDone,
     SwapIn,
     SwapOut,
@@ -18,7 +14,6 @@ from zipage.messages import (
 )
 from zipage.sampling_params import SamplingParams
 from zipage.scheduling.id_pool import IdPool
-from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.request import IllegalTransitionError, Request, RequestState
 from zipage.scheduling.scheduler import Scheduler
 
@@ -383,7 +378,7 @@ def test_requests_bring_budgets_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("slots", "budget", "words"),
     [
-        (0, 64, "must be 0 on an engine that was started without a budget"),
+        (0, 64, "kv_budget must be 0, not 64, on an engine without query slots"),
         (0, 0, None),
         (2, 16, "must be 0 or in [17, 128] on this engine, not 16"),
         (2, 17, None),

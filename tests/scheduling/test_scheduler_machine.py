@@ -23,6 +23,7 @@ def draw_limits(data: st.DataObject) -> SchedulerLimits:
     budget_blocks = data.draw(st.sampled_from([3, 2, 5, 0]))
     budget_blocks = min(budget_blocks, num_blocks)
     max_num_seqs = data.draw(st.integers(1, 8))
+    observe = data.draw(st.sampled_from(["last", "last", "spread", "all"]))
     return SchedulerLimits(
         num_blocks=num_blocks,
         block_size=block_size,
@@ -32,10 +33,10 @@ def draw_limits(data: st.DataObject) -> SchedulerLimits:
         max_num_batched_tokens=data.draw(st.integers(1, 64)),
         max_model_len=data.draw(st.integers(4, 400)),
         max_steps_in_flight=data.draw(st.integers(1, 3)),
-        prefix_caching=data.draw(st.booleans()),
-        scoring=ScoringOptions(sinks=2, window=2, observe=data.draw(st.sampled_from(["last", "last", "spread"]))),
+        prefix_caching=data.draw(st.booleans()) and observe != "all",
+        scoring=ScoringOptions(sinks=2, window=2, observe=observe, pin_prompt=data.draw(st.booleans())),
         compress=data.draw(st.sampled_from(["always", "always", "pressure"])),
-        max_shadow_blocks=data.draw(st.sampled_from([0, 4, 30])),
+        max_shadow_blocks=data.draw(st.sampled_from([0, 4, 30])) if observe != "all" else 0,
         hybrid_scheduling=data.draw(st.booleans()),
         num_host_blocks=data.draw(st.sampled_from([60, 8, 0])),
         num_host_slots=data.draw(st.integers(1, 4)),

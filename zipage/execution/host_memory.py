@@ -36,10 +36,13 @@ class HostMemory:
         """Copy a request's blocks and recorded queries to host memory, or back.
 
         Raises:
-            torch.OutOfMemoryError: host memory cannot be pinned.
+            MemoryError: there is less host memory than was promised.
         """
         if self._host is None:
-            self._host = self._allocate()
+            try:
+                self._host = self._allocate()
+            except RuntimeError as error:
+                raise MemoryError(str(error)) from error
         places = (job.host_blocks, job.host_slot), (job.block_table, job.query_buffer)
         if isinstance(job, SwapOut):
             _copy(self._host, *places[0], self._pool, *places[1])

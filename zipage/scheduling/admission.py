@@ -36,7 +36,7 @@ def admit_next(lives: Lives, is_line_open: bool) -> Request | None:
     Returns:
         The request, which may be on its way back from host memory; None where it has to wait.
     """
-    while not lives.step.is_short and (request := lives.waiting.first) is not None:
+    while (request := lives.waiting.first) is not None and lives.step.lets_in(request):
         is_guaranteed = is_line_open and lives.holdings.can_guarantee(request)
         if _has_room(lives, request, is_guaranteed):
             if request.host_place is not None:

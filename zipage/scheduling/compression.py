@@ -54,28 +54,28 @@ def begin_shadow(request: Request, holdings: Holdings, step: StepPlan) -> None:
     step.update_recording(request)
 
 
-def begin_stall(request: Request, holdings: Holdings) -> int:
+def begin_stall(request: Request, holdings: Holdings) -> bool:
     """Choose the blocks that a request, which no step touches, holds after its compression, and stop it.
 
     They are the first `N_max` of its table, but for those that others hold too, in place of which it takes free ones:
     a shared block is never written. Blocks that will be written leave the index.
 
     Returns:
-        How many free blocks are wanted for that, where there are fewer; then nothing has begun. Else 0.
+        Whether there were free blocks enough; else nothing has begun.
     """
     blocks, head = holdings.blocks, request.block_table[: request.max_blocks]
     # Not always the first ones: of two requests that compute the same tokens side by side, the index has some
     # blocks of the one and some of the other.
     shared = [block for block in head if blocks.references(block) > 1]
     if blocks.num_free < len(shared):
-        return len(shared)
+        return False
     blocks.forget(block for block in request.block_table if blocks.references(block) == 1)
     fresh = dict(zip(shared, blocks.take(len(shared)), strict=True))
     next_table = [fresh.get(block, block) for block in head]
     message = _make_message(request, next_table[: request.max_blocks - 1], holdings.limits)
     request.move_to(RequestState.COMPRESSING)
     request.job = OpenJob(JobKind.STALL, message, request.resident_length, next_table, request.steps_planned)
-    return 0
+    return True
 
 
 def finish_compression(request: Request, job: OpenJob, done: CompressionDone, holdings: Holdings) -> None:

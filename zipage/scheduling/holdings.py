@@ -44,6 +44,7 @@ class Holdings:
         request.hold_blocks(found)
         request.num_registered = len(found)
         request.position = request.resident_length = len(found) * self.limits.block_size
+        request.num_pinned = min(request.position, request.prompt_length)
 
     def can_guarantee(self, request: Request) -> bool:
         """Whether a query slot is free, where the request needs one, and its blocks can be reserved."""

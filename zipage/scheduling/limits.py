@@ -116,7 +116,10 @@ class SchedulerLimits:
 
     def _budget_refusal(self, uid: int, kv_budget: int) -> RefusedTokens | None:
         if not self.num_query_slots:
-            message = f"kv_budget must be 0 on an engine that was started without a budget, not {kv_budget}"
+            message = (
+                f"kv_budget must be 0, not {kv_budget}, on an engine without query slots: one that was started "
+                "without a kv_budget, or with one as long as max_model_len"
+            )
             return RefusedTokens(uid, message, "kv_budget")
         smallest = next(count for count in itertools.count(2) if self._can_keep(count))
         if not smallest <= self.blocks_for(kv_budget) <= self.num_blocks:

@@ -4,7 +4,7 @@ from zipage.messages import RowWork
 from zipage.scheduling.compression import begin_shadow, can_shadow, is_due
 from zipage.scheduling.lives import Lives
 from zipage.scheduling.needs import allowed_tokens
-from zipage.scheduling.request import JobKind, Request, RequestState
+from zipage.scheduling.request import Request, RequestState
 from zipage.scheduling.room import make_room, stall_in_room
 
 
@@ -20,7 +20,7 @@ def plan_request(lives: Lives, request: Request, tokens_left: int) -> int:
         return 0
     missing = _missing_blocks(lives, request, num_tokens)
     if not make_room(lives, request, missing):
-        lives.step.is_short = True
+        lives.step.note_short(request)
         return 0
     new_blocks = lives.holdings.extend(request, missing)
     request.advance(num_tokens)
@@ -48,7 +48,8 @@ def _affordable_tokens(lives: Lives, request: Request, num_tokens: int) -> int:
         return num_tokens
     affordable = min(num_tokens, request.reserved_blocks * lives.limits.block_size - request.resident_length)
     if affordable <= 0:
-        request.is_pressed = lives.step.is_short = True
+        request.is_pressed = True
+        lives.step.note_short(request)
     return affordable
 
 
@@ -60,9 +61,8 @@ def begin_compression(lives: Lives, request: Request) -> None:
 
 def begin_shadow_compression(lives: Lives, request: Request) -> bool:
     """Compress a request that is due while it goes on decoding; returns whether there are blocks for that."""
-    jobs = (other.job for other in lives.running)
-    shadow_blocks = sum(len(job.next_table) for job in jobs if job is not None and job.kind is JobKind.SHADOW)
-    if not can_shadow(request, lives.holdings, shadow_blocks):
+    if not can_shadow(request, lives.holdings, lives.step.shadow_blocks):
         return False
     begin_shadow(request, lives.holdings, lives.step)
+    lives.step.shadow_blocks += request.max_blocks - 1
     return True

@@ -22,13 +22,13 @@ def make_room(lives: Lives, request: Request, wanted: int) -> bool:
 
 def stall_in_room(lives: Lives, request: Request) -> None:
     """Begin a compression in place, which wants free blocks where the request shares some of its own."""
-    while begin_stall(request, lives.holdings):
+    while not begin_stall(request, lives.holdings):
         victim = _spare_victim(lives, request)
         if victim is None and not lives.at_work and all(other.is_quiet for other in lives.running):
             # All have outgrown their budgets by what they share, and nothing else will give a block back.
             victim = next((other for other in reversed(lives.running) if other is not request), None)
         if victim is None or not _give_way(lives, victim):
-            lives.step.is_short = True
+            lives.step.note_short(request)
             return
 
 

@@ -47,6 +47,7 @@ class Scheduler:
         self.holdings = self.lives.holdings
         self.counters = self.lives.counters
         self._num_arrived = 0
+        # A heap; ended requests are taken out when they are many.
         self._deadlines: list[tuple[float, int]] = []
         # Planned steps that have not returned, oldest first.
         self._in_flight: deque[PlannedStep] = deque()
@@ -66,11 +67,14 @@ class Scheduler:
             self._num_arrived += 1
             if message.params.deadline is not None:
                 heapq.heappush(self._deadlines, (now + message.params.deadline, message.uid))
+        if len(self._deadlines) > 2 * len(self.lives.unfinished) + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self.lives.unfinished]
+            heapq.heapify(self._deadlines)
         return refused
 
     def abort(self, uids: Iterable[int], now: float) -> list[TokenOutput]:
         """End requests; each live one answers with reason `abort`, the others are ignored."""
-        live = [request for uid in uids if (request := self.lives.unfinished.get(uid)) is not None]
+        live = [request for uid in dict.fromkeys(uids) if (request := self.lives.unfinished.get(uid)) is not None]
         return [self._end_early(request, "abort", now) for request in live]
 
     def expire(self, now: float) -> list[TokenOutput]:
@@ -111,7 +115,7 @@ class Scheduler:
         step, before = self.lives.step, None
         # Who has given way, or is to be compressed, may let those go on that have been passed already.
         while not step.planned and before != (before := self._given_way()):
-            step.is_short = False
+            step.short_class = None
             self._plan_tokens()
         if not step.planned:
             return None
@@ -176,6 +180,7 @@ class Scheduler:
     def _plan_tokens(self) -> None:
         """Fill the step, the decoding requests first, then those that prefill, then those that wait."""
         lives, tokens_left = self.lives, self.limits.max_num_batched_tokens
+        lives.step.count_shadow_blocks(lives.running)
         preempt_paused(lives)
         is_line_open = guarantee_running(lives)
         for request in list(lives.running):
@@ -186,7 +191,8 @@ class Scheduler:
                 if tokens_left and request.state is state:
                     tokens_left -= plan_request(lives, request, tokens_left)
         while tokens_left and (admitted := admit_next(lives, is_line_open)) is not None:
-            is_line_open = is_line_open and (admitted.is_guaranteed or admitted.next_compression == NEVER)
+            passes = admitted.is_guaranteed or (admitted.next_compression == NEVER and not admitted.preemptions)
+            is_line_open = is_line_open and passes
             if admitted.state is RequestState.PREFILLING:
                 tokens_left -= plan_request(lives, admitted, tokens_left)
 

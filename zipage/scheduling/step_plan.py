@@ -1,9 +1,10 @@
 """The step that is being planned, and those that have left and not returned."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from zipage.messages import Admission, RecordingUpdate, RowWork, Step, TableUpdate
-from zipage.scheduling.request import Request
+from zipage.scheduling.request import JobKind, Request
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,24 @@ class StepPlan:
     recording_updates: dict[int, RecordingUpdate] = field(default_factory=dict)
     work: list[RowWork] = field(default_factory=list)
     planned: list[Request] = field(default_factory=list)
-    # A request has found no blocks for its next tokens.
-    is_short: bool = False
+    # The highest class of which a request has found no blocks for its next tokens.
+    short_class: int | None = None
+    # Blocks that shadow jobs hold.
+    shadow_blocks: int = 0
+
+    def count_shadow_blocks(self, running: Iterable[Request]) -> None:
+        """Count the blocks that shadow jobs hold already."""
+        jobs = (request.job for request in running)
+        self.shadow_blocks = sum(len(job.next_table) for job in jobs if job is not None and job.kind is JobKind.SHADOW)
+
+    def note_short(self, request: Request) -> None:
+        """Note that a request lacks blocks, so that no other of its class or a lower one takes them."""
+        rank = request.rank[0]
+        self.short_class = rank if self.short_class is None else min(self.short_class, rank)
+
+    def lets_in(self, request: Request) -> bool:
+        """Whether nobody of its class or a higher one lacks blocks."""
+        return self.short_class is None or request.rank[0] < self.short_class
 
     def admit(self, request: Request) -> None:
         """Tell the decode worker of a request that has been given a row, with what it holds and has computed."""
