@@ -58,6 +58,7 @@ class Evictor:
 
     `chunk` are the entries beyond its budget that a prompt fills before it is compressed. `delays` are, for each
     compression in turn, the tokens that are computed between its choice and its effect; none where it runs out.
+    `lengths` are the entries at which it is compressed each time, where that is not to be worked out here.
     """
 
     scoring: ScoringOptions
@@ -66,6 +67,7 @@ class Evictor:
     prompt_length: int
     chunk: int
     delays: list[int]
+    lengths: list[int] | None
     interval_start: int = 0
     due: int | None = None
 
@@ -73,6 +75,8 @@ class Evictor:
         """Entries that are computed before the next choice, None for any number."""
         if not self.max_blocks:
             return None
+        if self.due is None and self.lengths is not None:
+            self.due = self.lengths.pop(0) if self.lengths else 1 << 30
         if self.due is None:
             full, end = self.max_blocks * self.block_size, length + max(0, self.prompt_length - position)
             self.due = full + self.chunk
@@ -213,6 +217,7 @@ def dense_generate(
     eos_ids: tuple[int, ...] = (),
     chunk: int = 1 << 30,
     delays: Sequence[int] = (),
+    lengths: Sequence[int] | None = None,
 ) -> OracleResult:
     """Decode greedily under eviction.
 
@@ -230,9 +235,18 @@ def dense_generate(
         eos_ids: end the answer, and are part of it.
         chunk: entries beyond the budget, in whole blocks, that a prompt fills before it is compressed.
         delays: for each compression, tokens that are computed before it takes effect.
+        lengths: entries at which it is compressed each time, instead of the rule above.
     """
     max_blocks = -(-kv_budget // block_size)
-    evictor = Evictor(scoring or ScoringOptions(), block_size, max_blocks, len(prompt_ids), chunk, list(delays))
+    evictor = Evictor(
+        scoring or ScoringOptions(),
+        block_size,
+        max_blocks,
+        len(prompt_ids),
+        chunk,
+        list(delays),
+        None if lengths is None else list(lengths),
+    )
     layers = [_empty_layer(model.config, len(prompt_ids) + max_new_tokens) for _ in model.model.layers]
     result = OracleResult(tokens=[], kept_positions=[])
     inputs, position, eviction = prompt_ids, 0, None

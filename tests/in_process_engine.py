@@ -50,13 +50,14 @@ def greedy(max_tokens: int | None, ignore_eos: bool = True) -> SamplingParams:
 class Result:
     """One finished completion.
 
-    For each compression `kept` holds [num_layers, num_kv_heads, keep] positions, and `delays` how many tokens were
-    computed before it took effect.
+    For each compression `kept` holds [num_layers, num_kv_heads, keep] positions, `lengths` the entries that it found,
+    and `delays` how many tokens were computed before it took effect.
     """
 
     tokens: list[int] = field(default_factory=list)
     sampled: list[SampledToken] = field(default_factory=list)
     kept: list[torch.Tensor] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
     delays: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     metrics: RequestMetrics | None = None
@@ -173,4 +174,5 @@ class InProcessEngine:
         request = self.scheduler.lives.unfinished.get(job.uid)
         if request is not None:
             self.results[job.uid].kept.append(self.positions[job.uid])
+            self.results[job.uid].lengths.append(job.num_entries)
             self.results[job.uid].delays.append(request.position - end)
