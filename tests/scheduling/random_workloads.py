@@ -8,7 +8,7 @@ from tools.simulation.cost_model import CostModel
 from tools.simulation.decode_rows import EOS, FIRST_TOKEN
 from tools.simulation.simulation import DEADLINE_CHECK_SECONDS, Received, Sent
 from tools.simulation.workload import Event, Preempt, Workload
-from zipage.config import ScoringOptions
+from zipage.config import Observe, ScoringOptions
 from zipage.messages import AbortTokens, JobFailed, RefusedTokens, SubmitTokens, TokenOutput, TokenOutputs, TokenRequest
 from zipage.sampling_params import SamplingParams
 from zipage.scheduling.limits import SchedulerLimits
@@ -18,7 +18,7 @@ from zipage.scheduling.scheduler import MAX_FAILED_JOBS, Scheduler
 def random_limits(numbers: random.Random) -> SchedulerLimits:
     num_blocks, max_num_seqs = numbers.randint(4, 40), numbers.randint(1, 8)
     budget_blocks = min(numbers.choice([0, 2, 2, 3, 3, 5]), num_blocks)
-    observe = numbers.choice(["last", "last", "spread", "all"])
+    observe: Observe = numbers.choice(["last", "last", "spread", "all"])
     return SchedulerLimits(
         num_blocks=num_blocks,
         block_size=8,
@@ -78,10 +78,14 @@ def random_workload(numbers: random.Random, limits: SchedulerLimits) -> Workload
     events: list[tuple[float, Event]] = [
         (numbers.uniform(0, spread), SubmitTokens(requests[start : start + 3])) for start in range(0, count, 3)
     ]
-    for _ in range(numbers.choice([0, 0, 1, 2])):
-        events.append((numbers.uniform(0, 1 + spread), AbortTokens([numbers.randrange(count)])))
-    for _ in range(numbers.choice([0, 0, 3, 12])):
-        events.append((numbers.uniform(0, 1 + spread), Preempt(numbers.choices(range(count), k=2))))
+    events += [
+        (numbers.uniform(0, 1 + spread), AbortTokens([numbers.randrange(count)]))
+        for _ in range(numbers.choice([0, 0, 1, 2]))
+    ]
+    events += [
+        (numbers.uniform(0, 1 + spread), Preempt(numbers.choices(range(count), k=2)))
+        for _ in range(numbers.choice([0, 0, 3, 12]))
+    ]
     failing = numbers.choice([0.0, 0.0, 0.0, 0.1, 0.6])
     failing_jobs = frozenset(number for number in range(40) if numbers.random() < failing)
     return Workload(events, {uid: numbers.randint(1, 120) for uid in range(count)}, failing_jobs)

@@ -2,6 +2,7 @@
 
 Instead of keys and values a cache entry holds a value that names the tokens up to it, so that whatever is read can be
 compared with what its reader must find there, whoever has written it. A recorded query holds the value of its token.
+The seed of a request is its uid, so that an admission tells whose it is.
 """
 
 import sys
@@ -31,6 +32,7 @@ from zipage.scheduling.limits import SchedulerLimits
 class ShadowRow:
     """A decode worker's row, rebuilt from differences alone; `entries` are what its resident entries must hold."""
 
+    uid: int
     token_ids: list[int]
     table: list[int]
     prefix: int = 0
@@ -93,8 +95,8 @@ class ShadowWorkers:
     queries: dict[tuple[int, int], Hashable] = field(default_factory=dict)
     host: dict[tuple[int, int], Hashable] = field(default_factory=dict)
     copies: dict[int, HostCopy] = field(default_factory=dict)
-    # Requests that are swapped in, by their blocks, whose admission has not been seen.
-    arriving: dict[tuple[int, ...], int] = field(default_factory=dict)
+    # Requests that are swapped in, whose admission has not been seen.
+    arriving: set[int] = field(default_factory=set)
     jobs_done: int = 0
 
     # ---- the decode worker ------------------------------------------------------------------------------------------
@@ -128,7 +130,10 @@ class ShadowWorkers:
         del self.touched[step_id]
 
     def _admitted(self, admission: Admission) -> ShadowRow:
-        row = ShadowRow(list(admission.token_ids), list(admission.block_table), prompt_length=admission.prompt_length)
+        uid = admission.params.seed
+        row = ShadowRow(
+            uid, list(admission.token_ids), list(admission.block_table), prompt_length=admission.prompt_length
+        )
         for _ in range(admission.position):
             row.advance()
         if admission.resident_length < admission.position:
@@ -139,12 +144,11 @@ class ShadowWorkers:
 
     def _bring_back(self, row: ShadowRow) -> None:
         """Note what a swapped request's row must find, once both its admission and its job are known."""
-        uid = self.arriving.get(tuple(row.table))
-        if uid is not None and row.entries[:1] == ["swapped"]:
-            copy = self.copies[uid]
+        if row.uid in self.arriving and row.entries[:1] == ["swapped"]:
+            copy = self.copies[row.uid]
             row.entries, row.finished = list(copy.entries), copy.finished
             row.num_survivors, row.num_pinned, row.num_observed = copy.num_survivors, copy.num_pinned, copy.num_observed
-            del self.arriving[tuple(row.table)]
+            self.arriving.discard(row.uid)
 
     def _replace_table(self, row: ShadowRow, table: list[int], resident_length: int) -> None:
         row.entries, row.finished, row.table = row.compressed_entries(), [], list(table)
@@ -203,7 +207,7 @@ class ShadowWorkers:
                 assert job.keep == len(job.target_blocks) * self.limits.block_size
             self.jobs[job.uid] = job
             if isinstance(job, SwapIn):
-                self.arriving[tuple(job.block_table)] = job.uid
+                self.arriving.add(job.uid)
                 for row in self.rows.values():
                     self._bring_back(row)
             for blocks in self.touched.values():
@@ -243,7 +247,7 @@ class ShadowWorkers:
     def fail(self, uid: int) -> JobAnswer:
         """Run a job to its middle: what it was to write is garbage."""
         job = self.jobs.pop(uid)
-        self.arriving.pop(tuple(job.block_table), None)
+        self.arriving.discard(uid)
         for block in _targets(job):
             for offset in range(self.limits.block_size):
                 self.cache[block, offset] = "garbage"
@@ -254,15 +258,9 @@ class ShadowWorkers:
 
     def _row_of(self, job: Job) -> ShadowRow | HostCopy:
         """The row that a job is about, though it may have been released already, or not admitted yet."""
-        if tuple(job.block_table) in self.arriving:
+        if job.uid in self.arriving:
             return self.copies[job.uid]
-        live, gone = list(self.rows.values()), self.gone[::-1]
-        slot = job.query_buffer // 2
-        by_slot = [row for row in live if row.query_buffer >= 0 and row.query_buffer // 2 == slot]
-        # Where attention is accumulated, a row may not have been told of its slot yet.
-        by_table = [row for row in [*live, *gone] if row.table[: len(job.block_table)] == job.block_table]
-        gone_by_slot = [row for row in gone if row.query_buffer >= 0 and row.query_buffer // 2 == slot]
-        return [*by_slot, *by_table, *gone_by_slot][0]
+        return next(row for row in [*self.rows.values(), *reversed(self.gone)] if row.uid == job.uid)
 
     def _check_queries(self, job: CompressionJob, entries: list[Hashable]) -> None:
         scoring = self.limits.scoring
@@ -280,6 +278,7 @@ class ShadowWorkers:
             number: value for (buffer, number), value in self.queries.items() if buffer == job.query_buffer >= 0
         }
         row = self._row_of(job)
+        self.arriving.discard(job.uid)
         self.copies[job.uid] = HostCopy(entries, recorded, row.num_survivors, row.num_pinned, row.num_observed)
         return SwapDone(job.uid)
 

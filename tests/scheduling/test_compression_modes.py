@@ -130,9 +130,9 @@ def test_a_full_tail_waits_for_its_job() -> None:
     [
         ({}, True),
         ({"max_shadow_blocks": 1}, False),
-        # Three of the request's own, two for the survivors, and one for the next token.
-        ({"num_blocks": 5}, False),
-        ({"num_blocks": 6}, True),
+        # Three of the request's own, two for the survivors, one for the next token, and one to spare.
+        ({"num_blocks": 6}, False),
+        ({"num_blocks": 7}, True),
     ],
 )
 def test_shadow_or_stall_is_chosen_by_free_blocks(changes: dict, is_shadow: bool) -> None:

@@ -65,6 +65,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if not self.limits.num_query_slots or own_budget > self.limits.pool_tokens or output % 5 == 0:
                 own_budget = None
             params = SamplingParams(
+                seed=self.next_uid,
                 max_tokens=output,
                 ignore_eos=output % 3 == 0,
                 kv_budget=own_budget,

@@ -24,19 +24,20 @@ def is_due(request: Request, limits: SchedulerLimits) -> bool:
     return request.is_pressed
 
 
-def can_shadow(request: Request, holdings: Holdings, shadow_blocks: int) -> bool:
+def can_shadow(request: Request, holdings: Holdings, shadow_blocks: int, spare_blocks: int) -> bool:
     """Whether a request whose compression is due may go on decoding meanwhile.
 
     Args:
         request: its compression is due.
         holdings: the engine's.
         shadow_blocks: blocks that shadow jobs hold already.
+        spare_blocks: blocks that are left for the next tokens of others; without them these would have to wait.
     """
     limits = holdings.limits
     fresh = request.max_blocks - 1
     return (
         shadow_blocks + fresh <= limits.max_shadow_blocks
-        and holdings.blocks.num_free > fresh
+        and holdings.blocks.num_free > fresh + spare_blocks
         # A prompt waits: its chunks would write far more than one block behind its full ones.
         and request.position >= request.prefill_length
         and request.resident_length == len(request.block_table) * limits.block_size

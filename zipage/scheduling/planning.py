@@ -22,7 +22,7 @@ def plan_request(lives: Lives, request: Request, tokens_left: int) -> int:
     if not make_room(lives, request, missing):
         lives.step.note_short(request)
         return 0
-    new_blocks = lives.holdings.extend(request, missing)
+    new_blocks = lives.holdings.extend(request, missing) if missing else []
     request.advance(num_tokens)
     if request.num_uncomputed == 0:
         request.pending_tokens += 1
@@ -61,7 +61,7 @@ def begin_compression(lives: Lives, request: Request) -> None:
 
 def begin_shadow_compression(lives: Lives, request: Request) -> bool:
     """Compress a request that is due while it goes on decoding; returns whether there are blocks for that."""
-    if not can_shadow(request, lives.holdings, lives.step.shadow_blocks):
+    if not can_shadow(request, lives.holdings, lives.step.shadow_blocks, spare_blocks=len(lives.running)):
         return False
     begin_shadow(request, lives.holdings, lives.step)
     lives.step.shadow_blocks += request.max_blocks - 1
