@@ -1,11 +1,18 @@
-"""What every process of the tests inherits: one thread for torch, and an interrupt that interrupts.
+"""What every process of the tests inherits: one thread for torch, an interrupt that interrupts, and where kernels run.
 
 Threads of one process that wait for each other at barriers come to a crawl where other processes want the same cores. A
 shell that starts pytest in the background makes it ignore interrupts, and with it every engine that a test interrupts.
+Kernels run natively on a CUDA device, elsewhere on the CPU by Triton's interpreter. Triton looks at the variable when
+it is imported, so it must be set before anything imports it.
 """
 
 import os
 import signal
 
+import torch
+
 os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"

@@ -113,7 +113,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_model_len: most tokens of one sequence, prompt and output together; `None` is the model's own limit.
         max_num_seqs: most requests that run at once.
         max_num_batched_tokens: most tokens computed in one step; longer prompts are prefilled in chunks. With fewer
-            tokens than running requests, the oldest go first and the others wait for them.
+            tokens than running requests, those that decode come before prompts, and wait for each other in order.
         dtype: of weights and KV cache; `auto` is the checkpoint's on a GPU and float32 on a CPU.
         device: `auto` is a GPU where there is one.
         seed: seeds the requests that bring no seed of their own.
@@ -124,6 +124,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             (`observe=all` under a budget). A request that can be compressed computes at least the last `window` tokens
             of its prompt, whose queries are observed, and with `observe=spread` all of them.
         kv_cache_gb: memory for the KV cache in GiB (2**30 bytes); `None` is chosen from free memory.
+        gpu_memory_utilization: share of a GPU's memory, in (0, 1], that all of the engine may use; where `kv_cache_gb`
+            is not given, the KV cache gets what weights and the largest step leave of it.
         scoring: how a compression chooses the entries that survive.
         compress: `always` when a request has filled its budget, or only under `pressure`, when blocks run short.
         shadow_share: share of the KV blocks, 0 to 1, that compressions may take beyond the requests' own, so that their
@@ -150,6 +152,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     plan_ahead: bool = True
     prefix_caching: bool = True
     kv_cache_gb: float | None = None
+    gpu_memory_utilization: float = 0.9
     scoring: ScoringOptions = ScoringOptions()
     compress: Compress = "always"
     shadow_share: float = 0.1
@@ -169,6 +172,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _check("seed", self.seed, 0, 2**63 - 1)
         _check("kv_budget", self.kv_budget, 0, math.inf)
         _check("kv_cache_gb", self.kv_cache_gb, 1e-6, math.inf)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(f"gpu_memory_utilization must be in (0, 1], not {self.gpu_memory_utilization}")
         _check("shadow_share", self.shadow_share, 0, 1)
         _check("swap_space_gb", self.swap_space_gb, 0, math.inf)
         _check("max_waiting", self.max_waiting, 0, math.inf)

@@ -1,4 +1,4 @@
-"""A real engine whose pool is too small for what it is asked: it waits, swaps, compresses and refuses; it loses nothing.
+"""A real engine whose pool is too small for what it is asked: it waits, swaps, compresses, refuses, and loses nothing.
 
 All answers are those of the bundled model's task, known to the last character.
 """

@@ -37,6 +37,11 @@ ENGINE_OPTIONS = (
     click.option(
         "--kv-cache-gb", type=float, help="Memory for the KV cache in GiB, 1e-6 or more [chosen from free memory]."
     ),
+    click.option(
+        "--gpu-memory-utilization",
+        type=float,
+        help="Share of a GPU's memory, in (0, 1], that the engine may use where --kv-cache-gb is not given [0.9].",
+    ),
     click.option("--scoring", metavar="PRESET[,FIELD=VALUE...]", help=_SCORING_HELP),
     click.option(
         "--compress",

@@ -58,9 +58,16 @@ def run_job(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> JobRe
         EngineError: the job contradicts itself or the scoring options.
     """
     _check(job, pool.geometry.block_size, scoring)
-    plan = _plan(job, pool, scoring)
-    kept = torch.stack([_compress_layer(plan, pool, layer) for layer in range(pool.geometry.num_layers)])
-    return JobResult(kept, pinned_after(plan.tiers, _num_pinned(job, scoring), job.keep))
+    if pool.device.type == "cuda":
+        # Triton takes long to import, and a CPU engine does without.
+        from zipage.eviction.kernel_job import compress_layers
+
+        kept = compress_layers(job, pool, scoring)
+    else:
+        kept = _compress_layers(job, pool, scoring)
+    # Counted on the CPU: what is read back from a GPU waits for all jobs before.
+    tiers = _tiers(job, scoring, torch.device("cpu"))
+    return JobResult(kept, pinned_after(tiers, _num_pinned(job, scoring), job.keep))
 
 
 def _check(job: CompressionJob, block_size: int, scoring: ScoringOptions) -> None:
@@ -85,16 +92,26 @@ def _check(job: CompressionJob, block_size: int, scoring: ScoringOptions) -> Non
         raise EngineError(f"compression of request {job.uid} has no observed queries")
 
 
+def _compress_layers(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> Tensor:
+    """Compress all layers one by one and return the kept indices, `[L, Hkv, keep]`."""
+    plan = _plan(job, pool, scoring)
+    return torch.stack([_compress_layer(plan, pool, layer) for layer in range(pool.geometry.num_layers)])
+
+
+def _tiers(job: CompressionJob, scoring: ScoringOptions, device: torch.device) -> Tensor:
+    recent = scoring.recent_entries(job.keep)
+    return entry_tiers(job.num_entries, scoring.sinks, recent, _num_pinned(job, scoring), device)
+
+
 def _plan(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> _Plan:
     device = pool.keys.device
     recorded = observed_queries(scoring.observe, scoring.window, job.num_entries - job.num_survivors)
-    recent = scoring.recent_entries(job.keep)
     return _Plan(
         job=job,
         scoring=scoring,
         table=torch.tensor(job.block_table, device=device),
         targets=torch.tensor(job.target_blocks, device=device),
-        tiers=entry_tiers(job.num_entries, scoring.sinks, recent, _num_pinned(job, scoring), device),
+        tiers=_tiers(job, scoring, device),
         query_rows=torch.tensor([row for _, row in recorded], dtype=torch.int64, device=device),
         query_indices=torch.tensor(
             [job.num_survivors + index for index, _ in recorded], dtype=torch.int64, device=device

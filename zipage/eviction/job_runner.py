@@ -17,6 +17,15 @@ class JobRunner:
         self._scoring = scoring
         self._host_memory = HostMemory(pool)
 
+    def compile_kernels(self, num_entries: int) -> None:
+        """On a GPU, compile what jobs on `num_entries` entries run, lest the first ones wait for it for seconds."""
+        if self._pool.device.type == "cuda":
+            # Triton takes long to import, and a CPU engine does without.
+            from zipage.eviction.kernel_job import compile_kernels
+
+            compile_kernels(self._pool, self._scoring, num_entries)
+            torch.cuda.synchronize(self._pool.device)
+
     def run(self, job: Job) -> JobAnswer:
         """Do a job. Where memory for it is lacking, the answer is `JobFailed`; any other error is a defect."""
         try:

@@ -87,9 +87,9 @@ class _Lists:
         self.positions += range(row.position, row.position + count)
         self.entry_rows += [number] * count
         self.entries += range(row.resident_length, row.resident_length + count)
-        for offset, query_row in _recorded(row, count, recording):
+        for offset, query_row in recorded_rows(row, count, recording):
             self.query_tokens.append(start + offset)
-            self.query_rows.append(row.query_buffer * recording.window + query_row)
+            self.query_rows.append(query_row)
         row.position += count
         row.resident_length += count
         if row.num_uncomputed == 0:
@@ -130,10 +130,16 @@ def advance_and_build(table: RowTable, work: Sequence[RowWork], block_size: int,
     )
 
 
-def _recorded(row: Row, count: int, recording: Recording) -> list[tuple[int, int]]:
+def recorded_rows(row: Row, count: int, recording: Recording) -> list[tuple[int, int]]:
+    """Which of the next `count` queries of a row are recorded where.
+
+    Returns:
+        Pairs of (offset, `query_buffer * window + row in the buffer`).
+    """
     if row.query_buffer < 0 or recording.accumulate:
         return []
-    return recorded_range(recording.observe, recording.window, row.position - row.interval_start, count)
+    recorded = recorded_range(recording.observe, recording.window, row.position - row.interval_start, count)
+    return [(offset, row.query_buffer * recording.window + query_row) for offset, query_row in recorded]
 
 
 def _chunk(table: RowTable, start: int, item: RowWork) -> PrefillChunk:

@@ -1,4 +1,4 @@
-"""One step of the decode worker: differences in, forward pass, sampled tokens out."""
+"""One step of the decode worker on a CPU: differences in, forward pass, sampled tokens out."""
 
 import torch
 
@@ -30,9 +30,6 @@ class Executor:
         batch = advance_and_build(table, step.work, self.pool.geometry.block_size, self._recording)
         hidden = self.decoder(batch.input_ids, batch.positions, PagedAttention(self.pool, batch))
         if not batch.sampled_rows:
-            # Nothing is read back from the device, but a step has returned only when its writes are done.
-            if self.pool.device.type == "cuda":
-                torch.cuda.synchronize(self.pool.device)
             return StepResult(step.step_id, [], [])
         rows = [table.rows[number] for number in batch.sampled_rows]
         tokens = sample(self.decoder.logits(hidden[batch.sampled_tokens]), [row.sampling for row in rows])

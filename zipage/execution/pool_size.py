@@ -96,6 +96,28 @@ def host_pool_bytes(config: EngineConfig) -> int:
     return pool_bytes(config, available, min(available // 4, 4 * GIB))
 
 
+def device_pool_bytes(config: EngineConfig, free: int, total: int, working: int) -> int:
+    """Bytes of the KV cache on a GPU: what weights, other programs and the largest step leave of the engine's share.
+
+    Args:
+        config: `kv_cache_gb` is not given.
+        free: bytes free, with the weights in place.
+        total: bytes of the device.
+        working: bytes that the largest step needs.
+
+    Raises:
+        ConfigError: nothing is left.
+    """
+    left = int(total * config.gpu_memory_utilization) - (total - free) - working
+    if left <= 0:
+        used = (total - free + working) / total
+        raise ConfigError(
+            f"gpu_memory_utilization must be in ({used:.3f}, 1] for this model on this GPU, of which weights, other "
+            f"programs and the largest step take {used:.1%}, not {config.gpu_memory_utilization}"
+        )
+    return left
+
+
 def swap_bytes(config: EngineConfig) -> int:
     """Bytes of host memory for swapped requests: `swap_space_gb`, or an eighth of the free memory up to 4 GiB.
 

@@ -62,6 +62,7 @@ class SamplingState:
         repetition_penalty: > 0 and a normal float32, 1 is off.
         presence_penalty, frequency_penalty: as in `SamplingParams`, 0 is off.
         num_logprobs: how many top logprobs to return; `None` is no logprobs at all.
+        seed: of the request's stream of random numbers.
         num_output_tokens: tokens sampled so far, those before a preemption included.
         bias: token ids [B] int64 and what is added to their logits, [B] float32; `None` without a logit bias.
         seen_tokens: `None` where no penalty needs them.
@@ -102,7 +103,7 @@ class SamplingState:
         self.frequency_penalty = params.frequency_penalty
         self.num_logprobs = params.logprobs
         self.num_output_tokens = len(output_ids)
-        self._seed = _resolved("seed", params.seed)
+        self.seed = _resolved("seed", params.seed)
 
         self.bias: tuple[Tensor, Tensor] | None = None
         if params.logit_bias:
@@ -145,7 +146,7 @@ class SamplingState:
 
     def next_uniform(self) -> float:
         """The random number of the next output token, in [0, 1)."""
-        return uniform(self._seed, self.num_output_tokens)
+        return uniform(self.seed, self.num_output_tokens)
 
 
 def _resolved(field: str, value: _Number | None) -> _Number:

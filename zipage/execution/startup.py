@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +13,7 @@ from zipage.execution.executor import Executor
 from zipage.execution.pool import KVPool, allocate_on_device, allocate_on_host, cuda_handles
 from zipage.execution.pool_size import (
     choose_geometry,
+    device_pool_bytes,
     effective_max_model_len,
     host_pool_bytes,
     pool_bytes,
@@ -19,17 +21,18 @@ from zipage.execution.pool_size import (
 )
 from zipage.messages import PoolExport, PoolGeometry
 from zipage.models.config import ModelConfig, load_model_config
+from zipage.models.decoder import Decoder
 from zipage.models.loading import load_decoder
 
-# Left free on a GPU for activations and the compression worker's scratch memory.
-_GPU_RESERVE = 0.15
+if TYPE_CHECKING:
+    from zipage.execution.device_executor import DeviceExecutor
 
 
 @dataclass(frozen=True)
 class DecodeState:
     """A decode worker that can run steps, and what it tells the scheduler about itself."""
 
-    executor: Executor
+    executor: "Executor | DeviceExecutor"
     export: PoolExport
 
 
@@ -50,7 +53,7 @@ def start_decoding(config: EngineConfig, pool_fd: int | None) -> DecodeState:
     model = load_model_config(Path(config.model))
     dtype = choose_dtype(config, model, device)
     decoder = load_decoder(Path(config.model), model, getattr(torch, dtype), device)
-    geometry = choose_geometry(config, model, dtype, _pool_bytes(config, device), swap_bytes(config))
+    geometry = choose_geometry(config, model, dtype, _pool_bytes(config, decoder, device), swap_bytes(config))
     max_model_len = effective_max_model_len(config, model, geometry)
     pool = _allocate(geometry, device, pool_fd)
     export = PoolExport(
@@ -60,7 +63,7 @@ def start_decoding(config: EngineConfig, pool_fd: int | None) -> DecodeState:
         vocab_size=model.vocab_size,
         cuda_handles=cuda_handles(pool) if device.type == "cuda" else {},
     )
-    return DecodeState(Executor(decoder, pool, config, max_model_len), export)
+    return DecodeState(_executor(decoder, pool, config, max_model_len), export)
 
 
 def choose_device(config: EngineConfig) -> torch.device:
@@ -79,11 +82,17 @@ def choose_dtype(config: EngineConfig, model: ModelConfig, device: torch.device)
     return "float32" if device.type == "cpu" else model.dtype
 
 
-def _pool_bytes(config: EngineConfig, device: torch.device) -> int:
+def _pool_bytes(config: EngineConfig, decoder: Decoder, device: torch.device) -> int:
     if device.type == "cpu":
         return host_pool_bytes(config)
+    if config.kv_cache_gb is None:
+        # Triton takes long to import, and a CPU engine does without.
+        from zipage.execution.working_memory import working_bytes
+
+        working = working_bytes(decoder, config)
+        return device_pool_bytes(config, *torch.cuda.mem_get_info(device), working)
     free, _ = torch.cuda.mem_get_info(device)
-    return pool_bytes(config, free, int(free * (1 - _GPU_RESERVE)))
+    return pool_bytes(config, free, free)
 
 
 def _allocate(geometry: PoolGeometry, device: torch.device, pool_fd: int | None) -> KVPool:
@@ -92,3 +101,14 @@ def _allocate(geometry: PoolGeometry, device: torch.device, pool_fd: int | None)
     if pool_fd is None:
         raise ConfigError("a CPU engine needs the shared-memory file that its supervisor makes")
     return allocate_on_host(geometry, pool_fd)
+
+
+def _executor(decoder: Decoder, pool: KVPool, config: EngineConfig, max_model_len: int) -> "Executor | DeviceExecutor":
+    if pool.device.type == "cpu":
+        return Executor(decoder, pool, config, max_model_len)
+    # Triton takes long to import, and a CPU engine does without.
+    from zipage.execution.device_executor import DeviceExecutor
+
+    executor = DeviceExecutor(decoder, pool, config, max_model_len)
+    executor.graphs.capture()
+    return executor

@@ -4,15 +4,23 @@ import torch
 import torch.nn.functional as F
 
 from zipage.models.config import ModelConfig
-from zipage.models.layers import AttentionFunction, DecoderLayer, RMSNorm, empty_parameter
+from zipage.models.layers import (
+    AttentionFunction,
+    DecoderLayer,
+    ProjectedAttention,
+    RMSNorm,
+    RotaryAttention,
+    empty_parameter,
+)
+from zipage.models.operations import operations_for
 from zipage.models.rope import rotary_table
 
 
 class Decoder(torch.nn.Module):
     """Everything of a causal language model but attention itself, which the caller brings.
 
-    Nothing is recorded for gradients; callers run it under `torch.inference_mode()`. `forward` allocates no state, so a
-    CUDA graph can capture it where the attention function can be captured.
+    Nothing is recorded for gradients; callers run it under `torch.inference_mode()`. No state is allocated on the way,
+    so a CUDA graph can capture it where the attention can be captured.
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> None:
@@ -26,10 +34,13 @@ class Decoder(torch.nn.Module):
         """
         super().__init__()
         device = torch.device(device)
+        operations = operations_for(device)
         self.config = config
         self.embedding = empty_parameter((config.vocab_size, config.hidden_size), dtype, device)
-        self.layers = torch.nn.ModuleList(DecoderLayer(config, dtype, device) for _ in range(config.num_layers))
-        self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
+        self.layers = torch.nn.ModuleList(
+            DecoderLayer(config, operations, dtype, device) for _ in range(config.num_layers)
+        )
+        self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations, dtype, device)
         # One Parameter object under both names where the embeddings are tied.
         self.output_embedding = (
             self.embedding
@@ -51,12 +62,21 @@ class Decoder(torch.nn.Module):
         Returns:
             [T, hidden] in the model's dtype: the residual stream before the final norm, for `logits`.
         """
-        residual = F.embedding(input_ids, self.embedding)
         cosines, sines = F.embedding(positions, self.rotary_table).unsqueeze(1).chunk(2, dim=-1)
+        heads = self.config.num_query_heads, self.config.num_kv_heads
+        return self.run_layers(input_ids, RotaryAttention(cosines, sines, *heads, attention))
+
+    def run_layers(self, input_ids: torch.Tensor, attention: ProjectedAttention) -> torch.Tensor:
+        """`forward` with an attention that begins at the projections, and knows the positions."""
+        residual = F.embedding(input_ids, self.embedding)
         for index, layer in enumerate(self.layers):
-            layer(index, residual, cosines, sines, attention)
+            layer(index, residual, attention)
         return residual
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final norm and output embedding of rows of `forward`'s result: [R, hidden] -> [R, vocab] float32."""
-        return F.linear(self.final_norm(hidden), self.output_embedding).float()
+        return self.output_logits(hidden).float()
+
+    def output_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`logits` in the model's dtype."""
+        return F.linear(self.final_norm(hidden), self.output_embedding)

@@ -5,11 +5,13 @@ allocated but not initialised: `loading` fills them.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from zipage.models.config import ModelConfig
+from zipage.models.operations import Operations
 from zipage.models.rope import rotate
 
 AttentionFunction = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -18,6 +20,13 @@ AttentionFunction = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], to
 query and output are [T, Hq, d], key and value [T, Hkv, d], in the model's dtype. Query and key are RoPE'd (and
 normalised, where the model does that). All three are views of larger tensors: the last dimension is contiguous, the
 token stride is not `H * d`. The callable scales by `1 / sqrt(d)`.
+"""
+
+ProjectedAttention = Callable[[int, torch.Tensor, "HeadNorm | None"], torch.Tensor]
+"""`attention(layer, qkv, head_norm) -> output`.
+
+qkv is [T, (Hq + 2 * Hkv) * d], what the projections of a layer give; the callable normalises the heads of query and key
+where the model does that, applies RoPE and attends. output is [T, Hq * d].
 """
 
 
@@ -45,14 +54,15 @@ class Projection(torch.nn.Module):
 class RMSNorm(torch.nn.Module):
     """Root-mean-square normalisation over the last dimension, computed in float32: weight [size]."""
 
-    def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, size: int, eps: float, operations: Operations, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.eps = eps
+        self.operations = operations
         self.weight = empty_parameter((size,), dtype, device)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[T, size] -> [T, size]."""
-        return F.rms_norm(inputs, self.weight.shape, self.weight, self.eps)
+        return self.operations.rms_norm(inputs, self.weight, self.eps)
 
 
 class HeadNorm(torch.nn.Module):
@@ -71,14 +81,32 @@ class HeadNorm(torch.nn.Module):
         return F.rms_norm(heads, heads.shape[-1:], None, self.eps).mul_(self.weight)
 
 
+@dataclass(frozen=True)
+class RotaryAttention:
+    """A `ProjectedAttention` in plain PyTorch around an `AttentionFunction`; cosines and sines are as in `rotate`."""
+
+    cosines: torch.Tensor
+    sines: torch.Tensor
+    num_query_heads: int
+    num_kv_heads: int
+    attention: AttentionFunction
+
+    def __call__(self, layer: int, qkv: torch.Tensor, head_norm: HeadNorm | None) -> torch.Tensor:
+        num_heads = self.num_query_heads + 2 * self.num_kv_heads
+        heads = qkv.unflatten(-1, (num_heads, -1))
+        rotated, value = heads.split((self.num_query_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
+        if head_norm is not None:
+            rotated = head_norm(rotated)
+        rotated = rotate(rotated, self.cosines, self.sines)
+        query, key = rotated.split((self.num_query_heads, self.num_kv_heads), dim=1)
+        return self.attention(layer, query, key, value).flatten(1)
+
+
 class Attention(torch.nn.Module):
-    """Self-attention around an `AttentionFunction`. Rows of `qkv` are the query, key and value projections in turn."""
+    """Self-attention around a `ProjectedAttention`. Rows of `qkv` are the query, key and value projections in turn."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.num_query_heads = config.num_query_heads
-        self.num_kv_heads = config.num_kv_heads
-        self.head_dim = config.head_dim
         num_rotated = config.num_query_heads + config.num_kv_heads
         self.qkv = Projection(
             config.hidden_size,
@@ -94,59 +122,38 @@ class Attention(torch.nn.Module):
             config.num_query_heads * config.head_dim, config.hidden_size, config.attention_output_bias, dtype, device
         )
 
-    def forward(
-        self,
-        layer: int,
-        residual: torch.Tensor,
-        inputs: torch.Tensor,
-        cosines: torch.Tensor,
-        sines: torch.Tensor,
-        attention: AttentionFunction,
-    ) -> None:
-        """Add attention's output for `inputs` [T, hidden] to `residual` [T, hidden]; the rest is as in `rotate`."""
-        heads = self.qkv(inputs).unflatten(-1, (-1, self.head_dim))
-        rotated, value = heads.split((self.num_query_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
-        if self.head_norm is not None:
-            rotated = self.head_norm(rotated)
-        rotated = rotate(rotated, cosines, sines)
-        query, key = rotated.split((self.num_query_heads, self.num_kv_heads), dim=1)
-        self.output.add_to(residual, attention(layer, query, key, value).flatten(1))
+    def forward(self, layer: int, residual: torch.Tensor, inputs: torch.Tensor, attention: ProjectedAttention) -> None:
+        """Add attention's output for `inputs` [T, hidden] to `residual` [T, hidden]."""
+        self.output.add_to(residual, attention(layer, self.qkv(inputs), self.head_norm))
 
 
 class FeedForward(torch.nn.Module):
     """The gated feed-forward part: `down(silu(gate(x)) * up(x))`. Rows of `gate_up` are gate, then up."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, operations: Operations, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
+        self.operations = operations
         self.gate_up = Projection(config.hidden_size, 2 * config.intermediate_size, config.mlp_bias, dtype, device)
         self.down = Projection(config.intermediate_size, config.hidden_size, config.mlp_bias, dtype, device)
 
     def forward(self, residual: torch.Tensor, inputs: torch.Tensor) -> None:
         """Add the output for `inputs` [T, hidden] to `residual` [T, hidden]."""
-        gate, up = self.gate_up(inputs).chunk(2, dim=-1)
-        self.down.add_to(residual, F.silu(gate).mul_(up))
+        self.down.add_to(residual, self.operations.silu_multiply(self.gate_up(inputs)))
 
 
 class DecoderLayer(torch.nn.Module):
     """Attention and feed-forward, each behind its norm and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, operations: Operations, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations, dtype, device)
         self.attention = Attention(config, dtype, device)
-        self.feed_forward_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        self.feed_forward = FeedForward(config, dtype, device)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations, dtype, device)
+        self.feed_forward = FeedForward(config, operations, dtype, device)
 
-    def forward(
-        self,
-        layer: int,
-        residual: torch.Tensor,
-        cosines: torch.Tensor,
-        sines: torch.Tensor,
-        attention: AttentionFunction,
-    ) -> None:
-        """Update `residual` [T, hidden] in place; the rest is as in `Attention.forward`."""
-        self.attention(layer, residual, self.attention_norm(residual), cosines, sines, attention)
+    def forward(self, layer: int, residual: torch.Tensor, attention: ProjectedAttention) -> None:
+        """Update `residual` [T, hidden] in place."""
+        self.attention(layer, residual, self.attention_norm(residual), attention)
         self.feed_forward(residual, self.feed_forward_norm(residual))
 
 

@@ -20,6 +20,8 @@ def main(context: WorkerContext) -> None:
     if not isinstance(command, OpenPool):
         raise EngineError("a compression job came before the pool")
     runner = JobRunner(open_pool(command.export, context.pool_fd), context.config.scoring)
+    if command.export.geometry.num_query_slots:
+        runner.compile_kernels(context.config.effective_kv_budget)
     link.send(PoolOpened())
     report_ready(context)
     while True:

@@ -1,0 +1,94 @@
+"""RMS norm, with and without the addition to the residual stream, against the formula in float64."""
+
+import pytest
+import torch
+
+from zipage.kernels.rms_norm import add_rms_norm, rms_norm
+
+EPS = 1e-5
+# The relative distance to the next number of the dtype; in float32 a sum is off by more than its last bit.
+TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+SIZES = [1, 64, 1000, 1024, 2560]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """Fresh memory holds NaN."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
+
+
+def rows(num_rows: int, size: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> torch.Tensor:
+    """Random rows between columns of NaN."""
+    values = torch.randn(num_rows, size, generator=torch.Generator().manual_seed(seed))
+    padded = torch.full((num_rows, size + 24), float("nan"), dtype=dtype, device=device)
+    padded[:, 8 : size + 8] = values.to(device, dtype)
+    return padded[:, 8 : size + 8]
+
+
+def norm(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    values, weight = values.double(), weight.double()
+    return values / (values.square().mean(1, keepdim=True) + EPS).sqrt() * weight
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual.double(), expected, rtol=TOLERANCES[actual.dtype], atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_are_normalised(size, dtype, device):
+    inputs, weight = rows(3, size, dtype, device), rows(1, size, dtype, device, seed=1)[0]
+    before = inputs.clone()
+    output = rms_norm(inputs, weight, EPS)
+    assert output.dtype == dtype
+    assert output.is_contiguous()
+    assert_close(output, norm(inputs, weight))
+    assert torch.equal(inputs, before)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_normalised_is_the_stored_sum(size, dtype, device):
+    residual, addend = rows(4, size, dtype, device), rows(4, size, dtype, device, seed=1)
+    weight = rows(1, size, dtype, device, seed=2)[0]
+    total, addend_before = residual.float() + addend.float(), addend.clone()
+    storage = residual.as_strided((4, size + 24), (size + 24, 1), 0)
+    output = add_rms_norm(residual, addend, weight, EPS)
+    torch.testing.assert_close(residual.float(), total, rtol=TOLERANCES[dtype], atol=0)
+    assert torch.equal(addend, addend_before)
+    assert storage[:, :8].isnan().all()
+    assert storage[:, size + 8 :].isnan().all()
+    assert_close(output, norm(residual, weight))
+
+
+def test_rows_of_large_and_small_numbers(device):
+    scales = torch.tensor([1e-6, 1e4, 0.0, 1.0], device=device)[:, None]
+    inputs, weight = rows(4, 96, torch.float32, device) * scales, rows(1, 96, torch.float32, device, seed=1)[0]
+    output = rms_norm(inputs, weight, EPS)
+    assert_close(output, norm(inputs, weight))
+    assert not output[2].any()
+
+
+def test_no_rows(device):
+    inputs = torch.zeros(0, 64, device=device)
+    weight = torch.ones(64, device=device)
+    assert rms_norm(inputs, weight, EPS).shape == (0, 64)
+    assert add_rms_norm(inputs, inputs, weight, EPS).shape == (0, 64)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "addend", "weight", "name"),
+    [
+        (torch.zeros(2, 8), torch.zeros(2, 8), torch.zeros(4), "weight"),
+        (torch.zeros(8), torch.zeros(8), torch.zeros(8), "inputs"),
+        (torch.zeros(8, 2).t(), torch.zeros(2, 8), torch.zeros(8), "inputs"),
+        (torch.zeros(2, 8), torch.zeros(8, 2).t(), torch.zeros(8), "addend"),
+        (torch.zeros(2, 8), torch.zeros(1, 8), torch.zeros(8), "addend"),
+        (torch.zeros(2, 8), torch.zeros(2, 8, dtype=torch.float16), torch.zeros(8), "addend"),
+        (torch.zeros(2, 8), torch.zeros(2, 8), torch.zeros(16)[::2], "weight"),
+    ],
+)
+def test_wrong_arguments(inputs, addend, weight, name):
+    with pytest.raises(ValueError, match=name):
+        add_rms_norm(inputs, addend, weight, EPS)

@@ -1,0 +1,152 @@
+"""Cases of the kernel benchmark: norm, activation, writing to the cache and to query slots, and sampling."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tools.kernel_work import Work, num_copies, scaled_error, unequal
+from zipage.execution.sampling import sample
+from zipage.execution.sampling_state import SamplingState
+from zipage.kernels import reference
+from zipage.kernels.rms_norm import add_rms_norm, rms_norm
+from zipage.kernels.sampling import greedy_tokens, sample_tokens
+from zipage.kernels.silu_multiply import silu_multiply
+from zipage.kernels.write_kv import write_kv
+from zipage.kernels.write_queries import write_queries
+from zipage.models.rope import rotary_table, rotate
+from zipage.models.rope_config import RopeConfig
+from zipage.sampling_params import SamplingParams
+
+DTYPE = torch.bfloat16
+# Two roundings to bfloat16 that fall apart.
+ROUNDING = 2.0**-8
+EPS = 1e-6
+
+
+def norm(device: torch.device, tokens: int, size: int) -> Work:
+    """RMS norm without an addition."""
+    weight = torch.randn(size, dtype=DTYPE, device=device)
+    num_bytes = 2 * tokens * size * DTYPE.itemsize
+    inputs = torch.randn(num_copies(num_bytes, device), tokens, size, dtype=DTYPE, device=device)
+
+    def check() -> float:
+        expected = F.rms_norm(inputs[0].float(), (size,), weight.float(), EPS)
+        return scaled_error(rms_norm(inputs[0], weight, EPS), expected, ROUNDING)
+
+    return Work([partial(rms_norm, rows, weight, EPS) for rows in inputs], check, num_bytes)
+
+
+def add_norm(device: torch.device, tokens: int, size: int) -> Work:
+    """RMS norm with the addition to the residual stream before it."""
+    weight = torch.randn(size, dtype=DTYPE, device=device)
+    num_bytes = 4 * tokens * size * DTYPE.itemsize
+    residual, addend = torch.randn(2, num_copies(num_bytes, device), tokens, size, dtype=DTYPE, device=device)
+    # Repeated additions keep the sum finite.
+    calls = [partial(add_rms_norm, *rows, weight, EPS) for rows in zip(residual, addend, strict=True)]
+
+    def check() -> float:
+        expected_sum = residual[0] + addend[0]
+        output = add_rms_norm(residual[0], addend[0], weight, EPS)
+        expected = F.rms_norm(expected_sum.float(), (size,), weight.float(), EPS)
+        return max(scaled_error(output, expected, ROUNDING), unequal(residual[0], expected_sum))
+
+    return Work(calls, check, num_bytes)
+
+
+def activation(device: torch.device, tokens: int, size: int) -> Work:
+    """SiLU and multiplication."""
+    num_bytes = 3 * tokens * size * DTYPE.itemsize
+    inputs = torch.randn(num_copies(num_bytes, device), tokens, 2 * size, dtype=DTYPE, device=device)
+
+    def check() -> float:
+        gate, up = inputs[0].float().chunk(2, dim=1)
+        return scaled_error(silu_multiply(inputs[0]), F.silu(gate) * up, ROUNDING)
+
+    return Work([partial(silu_multiply, rows) for rows in inputs], check, num_bytes)
+
+
+def write(device: torch.device, tokens: int, heads: int, kv_heads: int, head_dim: int, block_size: int) -> Work:
+    """RoPE and QK-norm, and the write to random slots of a cache."""
+    width = (heads + 2 * kv_heads) * head_dim
+    num_bytes = tokens * (2 * width + head_dim) * DTYPE.itemsize
+    copies = num_copies(num_bytes, device)
+    num_blocks = copies * -(-tokens // block_size) + 1
+    caches = torch.zeros(2, num_blocks, kv_heads, block_size, head_dim, dtype=DTYPE, device=device)
+    slots = torch.randperm(num_blocks * block_size, device=device)[: copies * tokens].view(copies, tokens)
+    qkv = torch.randn(copies, tokens, width, dtype=DTYPE, device=device)
+    positions = torch.randint(0, 8192, (tokens,), device=device)
+    table = rotary_table(RopeConfig(theta=1e6, scaling=None), head_dim, 8192, DTYPE, device)
+    weight = torch.rand(heads + kv_heads, head_dim, device=device).add(0.5).to(DTYPE)
+
+    def call(copy: int) -> Tensor:
+        return write_kv(qkv[copy], caches[0], caches[1], slots[copy], positions, table, weight, EPS)
+
+    def check() -> float:
+        rotated, value = qkv[0].view(tokens, -1, head_dim).float().split((heads + kv_heads, kv_heads), dim=1)
+        cosines, sines = table[positions].float().unsqueeze(1).chunk(2, dim=2)
+        rotated = rotate(F.rms_norm(rotated, (head_dim,), None, EPS) * weight.float(), cosines, sines)
+        expected = torch.zeros_like(caches)
+        key = rotated[:, heads:].to(DTYPE)
+        reference.write_kv(expected[0], expected[1], key, value.to(DTYPE), slots[0])
+        query = call(0)
+        errors = [scaled_error(query, rotated[:, :heads], ROUNDING), scaled_error(caches[0], expected[0], ROUNDING)]
+        return max(*errors, unequal(caches[1], expected[1]))
+
+    return Work([partial(call, copy) for copy in range(copies)], check, num_bytes)
+
+
+def record(device: torch.device, tokens: int, heads: int, head_dim: int, window: int) -> Work:
+    """The write of every token's queries to random rows of query slots."""
+    num_bytes = 2 * tokens * heads * head_dim * DTYPE.itemsize
+    copies = num_copies(num_bytes, device)
+    num_slots = -(-copies * tokens // window)
+    slots = torch.zeros(num_slots, window, heads, head_dim, dtype=DTYPE, device=device)
+    rows = torch.randperm(num_slots * window, device=device)[: copies * tokens].view(copies, tokens)
+    query = torch.randn(copies, tokens, heads, head_dim, dtype=DTYPE, device=device)
+    every = torch.arange(tokens, device=device)
+    calls = [partial(write_queries, slots, query[copy], every, rows[copy]) for copy in range(copies)]
+
+    def check() -> float:
+        expected = slots.clone()
+        reference.write_queries(expected, query[0], rows[0])
+        calls[0]()
+        return unequal(slots, expected)
+
+    return Work(calls, check, num_bytes)
+
+
+def greedy(device: torch.device, batch: int, vocabulary: int) -> Work:
+    """The likeliest tokens."""
+    num_bytes = batch * (vocabulary * 4 + 8)
+    logits = torch.randn(num_copies(num_bytes, device), batch, vocabulary, device=device)
+    calls = [partial(greedy_tokens, rows) for rows in logits]
+    return Work(calls, lambda: unequal(greedy_tokens(logits[0]), logits[0].argmax(1)), num_bytes)
+
+
+def draw(
+    device: torch.device, batch: int, vocabulary: int, spread: float, temperature: float, top_k: int, top_p: float
+) -> Work:
+    """Draws from logits of standard deviation `spread`, with the same options for every row."""
+    num_bytes = batch * (vocabulary * 4 + 8)
+    logits = torch.randn(num_copies(num_bytes, device), batch, vocabulary, device=device).mul_(spread)
+    params = [
+        SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=0.0, repetition_penalty=1.0, seed=seed)
+        for seed in range(batch)
+    ]
+    states = [SamplingState(each, [], [], (), vocabulary, device) for each in params]
+    options = (
+        torch.full((batch,), temperature, dtype=torch.float32, device=device),
+        torch.full((batch,), states[0].top_k, dtype=torch.int64, device=device),
+        torch.full((batch,), top_p, dtype=torch.float64, device=device),
+        torch.zeros(batch, dtype=torch.float64, device=device),
+        torch.arange(batch, device=device),
+        torch.zeros(batch, dtype=torch.int64, device=device),
+    )
+
+    def check() -> float:
+        expected = torch.tensor([token.token_id for token in sample(logits[0].clone(), states)], device=device)
+        return unequal(sample_tokens(logits[0], *options), expected)
+
+    return Work([partial(sample_tokens, rows, *options) for rows in logits], check, num_bytes)
