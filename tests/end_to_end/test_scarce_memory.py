@@ -64,11 +64,12 @@ def test_an_urgent_request_swaps_out_a_compressed_one_which_ends_exactly() -> No
 
 def test_a_deadline_gives_what_there_is_and_a_full_queue_says_so() -> None:
     ((prompt, answer),) = samples(1, num_states=4, num_steps=30, seed=23)
-    with small_engine(40, max_waiting=1) as llm:
-        params = SamplingParams(temperature=0.0, deadline=0.5, ignore_eos=True, max_tokens=600)
+    with small_engine(1000, max_waiting=1) as llm:
+        # On no machine are so many tokens made in that time.
+        params = SamplingParams(temperature=0.0, deadline=0.5, ignore_eos=True, max_tokens=10_000)
         (late,) = llm.generate([prompt], params)
         assert late.completions[0].finish_reason == "deadline"
-        assert 0 < len(late.text) < 600
+        assert len(late.completions[0].token_ids) < 10_000
         assert answer.startswith(late.text[: len(answer)])
         results = llm.generate([prompt] * 12, SamplingParams(temperature=0.0, max_tokens=5))
         refused = [result for result in results if result.error is not None]
