@@ -90,8 +90,7 @@ class _Lists:
         for offset, query_row in recorded_rows(row, count, recording):
             self.query_tokens.append(start + offset)
             self.query_rows.append(query_row)
-        row.position += count
-        row.resident_length += count
+        row.advance(count)
         if row.num_uncomputed == 0:
             self.sampled_rows.append(number)
             self.sampled_tokens.append(start + count - 1)
@@ -99,8 +98,7 @@ class _Lists:
 
 def advance_and_build(table: RowTable, work: Sequence[RowWork], block_size: int, recording: Recording) -> Batch:
     """Build the batch of a step's work and count its tokens as computed."""
-    decodes = [item for item in work if table.rows[item.row].num_uncomputed == 1]
-    chunks = [item for item in work if table.rows[item.row].num_uncomputed > 1]
+    decodes, chunks = split_work(table, work)
     lists, prefills = _Lists(), []
     for item in decodes:
         lists.add(item.row, table.rows[item.row], 1, recording)
@@ -130,6 +128,13 @@ def advance_and_build(table: RowTable, work: Sequence[RowWork], block_size: int,
     )
 
 
+def split_work(table: RowTable, work: Sequence[RowWork]) -> tuple[list[RowWork], list[RowWork]]:
+    """Work on rows with one known token left, and on those with more, which is done as a chunk of a prompt."""
+    decodes = [item for item in work if table.rows[item.row].num_uncomputed == 1]
+    chunks = [item for item in work if table.rows[item.row].num_uncomputed > 1]
+    return decodes, chunks
+
+
 def recorded_rows(row: Row, count: int, recording: Recording) -> list[tuple[int, int]]:
     """Which of the next `count` queries of a row are recorded where.
 
@@ -150,5 +155,5 @@ def _chunk(table: RowTable, start: int, item: RowWork) -> PrefillChunk:
         num_tokens=item.num_tokens,
         block_table=table.block_tables[item.row, : row.num_blocks],
         resident_length=row.resident_length,
-        observe_last=max(0, min(item.num_tokens, row.position - row.observe_from)),
+        observe_last=row.num_observed(item.num_tokens),
     )

@@ -113,8 +113,7 @@ class DeviceExecutor:
         recorded = recorded_rows(row, 1, self._recording)
         query_row = recorded[0][1] if recorded else -1
         inputs = number, row.position, slot, row.resident_length + 1, query_row, row.sampling.num_output_tokens
-        row.position += 1
-        row.resident_length += 1
+        row.advance(1)
         self._count_sampled(number)
         return inputs
 

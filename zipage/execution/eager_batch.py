@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from zipage.execution.batch import Recording, recorded_rows
+from zipage.execution.batch import Recording, recorded_rows, split_work
 from zipage.execution.device_rows import DeviceRows
 from zipage.execution.kernel_attention import Chunks, KernelBatch
 from zipage.execution.upload import upload
@@ -53,8 +53,7 @@ def advance_and_build_eagerly(
 ) -> EagerBatch:
     """Build the batch of a step's work on rows whose tokens are known, and count these as computed."""
     lists, sampled_rows = _Lists(), []
-    decodes = [item for item in work if table.rows[item.row].num_uncomputed == 1]
-    chunks = [item for item in work if table.rows[item.row].num_uncomputed > 1]
+    decodes, chunks = split_work(table, work)
     for item in [*decodes, *chunks]:
         is_decode = table.rows[item.row].num_uncomputed == 1
         _add(lists, table, item, block_size, recording)
@@ -75,8 +74,7 @@ def _add(lists: _Lists, table: DeviceRows, item: RowWork, block_size: int, recor
     for offset, query_row in recorded_rows(row, count, recording):
         lists.query_tokens.append(start + offset)
         lists.query_rows.append(query_row)
-    row.position += count
-    row.resident_length += count
+    row.advance(count)
 
 
 def _add_attention(lists: _Lists, table: DeviceRows, item: RowWork, is_decode: bool) -> None:
@@ -89,7 +87,7 @@ def _add_attention(lists: _Lists, table: DeviceRows, item: RowWork, is_decode: b
     lists.chunks.append(item.row)
     lists.chunk_starts.append(lists.chunk_starts[-1] + item.num_tokens)
     lists.chunk_lengths.append(row.resident_length)
-    lists.observe_last.append(max(0, min(item.num_tokens, row.position - row.observe_from)))
+    lists.observe_last.append(row.num_observed(item.num_tokens))
 
 
 def _attention(table: DeviceRows, uploaded: dict[str, Tensor]) -> KernelBatch:

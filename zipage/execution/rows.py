@@ -37,6 +37,15 @@ class Row:
     def num_uncomputed(self) -> int:
         return len(self.token_ids) - self.position
 
+    def advance(self, count: int) -> None:
+        """Count the next tokens as computed, with an entry each."""
+        self.position += count
+        self.resident_length += count
+
+    def num_observed(self, count: int) -> int:
+        """How many of the last `count` queries of a prompt are observed, where attention is accumulated."""
+        return max(0, min(count, self.position - self.observe_from))
+
 
 @dataclass
 class RowTable:
