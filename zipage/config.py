@@ -137,6 +137,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_waiting: most completions that may wait for admission, beyond which more are refused; 0 is no limit.
         ready_timeout: seconds until every process must be ready.
         threads: CPU threads of the decode worker; 0 is one per core.
+        trace: a directory into which every process writes what it did and when, for `tools.profile_pipeline`; `None`
+            is no tracing.
     """
 
     model: str
@@ -161,6 +163,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_waiting: int = 0
     ready_timeout: float = 300.0
     threads: int = 0
+    trace: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a field is outside its range or contradicts another."""

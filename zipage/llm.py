@@ -19,6 +19,7 @@ from zipage.models.source import default_model, resolve_model
 from zipage.results import RequestOutput
 from zipage.sampling_params import SamplingParams
 from zipage.supervisor import Supervisor
+from zipage.tracing import prepare_trace_directory
 
 # The name of the model that ships with zipage; a directory of that name is `./bundled`.
 BUNDLED = "bundled"
@@ -51,7 +52,8 @@ def make_config(model: str | Path | None, options: Mapping[str, Any]) -> EngineC
         raise ConfigError(f"option of a wrong type: {error}") from None
     # The processes get the directory, so that all of them read the same files whatever happens on the hub.
     directory = resolve_model(config.model, config.revision)
-    return msgspec.structs.replace(config, model=str(directory), revision=None)
+    trace = None if config.trace is None else prepare_trace_directory(config.trace)
+    return msgspec.structs.replace(config, model=str(directory), revision=None, trace=trace)
 
 
 class LLM:

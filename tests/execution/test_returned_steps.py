@@ -45,7 +45,7 @@ def is_readable(descriptor: int, seconds: float) -> bool:
 
 
 def test_results_come_in_order_as_the_device_gets_there(lifeline):
-    returned = ReturnedSteps(lifeline[0])
+    returned = ReturnedSteps(lifeline[0], lambda _: None)
     events = HeldEvent(), HeldEvent()
     for step_id, event in enumerate(events):
         returned.put(launched(step_id, event))
@@ -59,14 +59,14 @@ def test_results_come_in_order_as_the_device_gets_there(lifeline):
 
 
 def test_the_end_of_the_lifeline_comes_before_results(lifeline):
-    returned = ReturnedSteps(lifeline[0])
+    returned = ReturnedSteps(lifeline[0], lambda _: None)
     os.write(lifeline[1], b"\0")
     assert is_readable(returned.wake_fd, 10)
     assert returned.take() is None
 
 
 def test_what_the_device_finds_wrong_is_raised(lifeline):
-    returned = ReturnedSteps(lifeline[0])
+    returned = ReturnedSteps(lifeline[0], lambda _: None)
     event = HeldEvent(error=RuntimeError("illegal address"))
     event.happened.set()
     returned.put(launched(0, event))

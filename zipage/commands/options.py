@@ -84,6 +84,11 @@ ENGINE_OPTIONS = (
     ),
     click.option("--ready-timeout", type=float, help="Seconds until the engine must be ready, 0.1 or more [300]."),
     click.option("--threads", type=int, help="CPU threads of the decode worker, 0 to 4096; 0 is one per core [0]."),
+    click.option(
+        "--trace",
+        type=click.Path(file_okay=False),
+        help="Directory into which every process writes what it does and when, for tools.profile_pipeline [none].",
+    ),
 )
 
 SAMPLING_OPTIONS = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zipage import tracing
 from zipage.config import EngineConfig
 from zipage.execution.batch import Recording, recorded_rows
 from zipage.execution.decode_graphs import DecodeGraphs
@@ -32,6 +33,9 @@ class LaunchedStep:
         on_their_way: tokens in pinned host memory, valid once `done` has happened.
         chosen: tokens that the host has already.
         done: after everything else of the step; None where the device computes at once.
+        begun, decoded: before and after its graph, where steps are timed.
+        asked: when the host had asked for its graph, in nanoseconds of CLOCK_MONOTONIC.
+        num_steady, num_others: rows that decoded in the graph, and those computed after it.
     """
 
     step_id: int
@@ -39,6 +43,11 @@ class LaunchedStep:
     on_their_way: list[Tensor]
     chosen: list[SampledToken]
     done: torch.cuda.Event | None
+    begun: torch.cuda.Event | None = None
+    decoded: torch.cuda.Event | None = None
+    asked: int = 0
+    num_steady: int = 0
+    num_others: int = 0
 
     def wait(self) -> StepResult:
         """The result, once the device has computed it; other threads run meanwhile."""
@@ -59,6 +68,7 @@ class DeviceExecutor:
     def __init__(self, decoder: Decoder, pool: KVPool, config: EngineConfig, max_model_len: int) -> None:
         self.decoder = decoder
         self.pool = pool
+        self._is_timed = config.trace is not None
         geometry = pool.geometry
         vocab_size = decoder.config.vocab_size
         self.table = DeviceRows.allocate(config, geometry, max_model_len, vocab_size, pool.device)
@@ -85,20 +95,34 @@ class DeviceExecutor:
         on_their_way: list[Tensor] = []
         chosen: list[SampledToken] = []
         rows = steady
+        begun = self._mark() if self._is_timed else None
         if steady:
             on_their_way.append(download(self._launch_decodes(steady)))
+        asked, decoded = tracing.now(), self._mark() if self._is_timed else None
         if others:
             sampled_rows, tokens, chosen = self._launch_others(others)
             rows = steady + sampled_rows
             on_their_way.append(download(tokens))
-        return LaunchedStep(step.step_id, rows, on_their_way, chosen, self._mark())
+        return LaunchedStep(
+            step.step_id,
+            rows,
+            on_their_way,
+            chosen,
+            done=self._mark(),
+            begun=begun,
+            decoded=decoded,
+            asked=asked,
+            num_steady=len(steady),
+            num_others=len(others),
+        )
 
     def _mark(self) -> torch.cuda.Event | None:
+        """An event at this point of the stream; None where the device computes at once."""
         if self.pool.device.type != "cuda":
             return None
-        done = torch.cuda.Event()
-        done.record()
-        return done
+        event = torch.cuda.Event(enable_timing=self._is_timed)
+        event.record()
+        return event
 
     def _launch_decodes(self, numbers: Sequence[int]) -> Tensor:
         """Decode one token of each row: [B] int64, on the device."""

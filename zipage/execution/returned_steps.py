@@ -4,6 +4,7 @@ import os
 import queue
 import select
 import threading
+from collections.abc import Callable
 
 from zipage.execution.device_executor import LaunchedStep
 from zipage.messages import StepResult
@@ -16,7 +17,9 @@ class ReturnedSteps:
     lifeline alone can wait for this instead.
     """
 
-    def __init__(self, lifeline_fd: int) -> None:
+    def __init__(self, lifeline_fd: int, on_return: Callable[[LaunchedStep], None]) -> None:
+        """Args: lifeline_fd; on_return: told of every step as soon as it is done, in the waiting thread."""
+        self._on_return = on_return
         self._launched: queue.SimpleQueue[LaunchedStep] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[StepResult | Exception] = queue.SimpleQueue()
         self._lifeline_fd = lifeline_fd
@@ -54,6 +57,7 @@ class ReturnedSteps:
             step = self._launched.get()
             try:
                 result: StepResult | Exception = step.wait()
+                self._on_return(step)
             except Exception as error:
                 result = error
             self._results.put(result)

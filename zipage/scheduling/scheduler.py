@@ -215,6 +215,11 @@ class Scheduler:
         return len(self.lives.swapped)
 
     @property
+    def newest_step(self) -> list[Request]:
+        """The requests of the step that was planned last, if it has not returned."""
+        return self._in_flight[-1].requests if self._in_flight else []
+
+    @property
     def is_idle(self) -> bool:
         """Nothing waits, runs or drains."""
         return not (self.lives.unfinished or self.lives.draining or self._in_flight)

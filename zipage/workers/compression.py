@@ -3,11 +3,13 @@
 import torch
 import zmq
 
+from zipage import tracing
 from zipage.errors import EngineError
 from zipage.eviction.job_runner import JobRunner
 from zipage.execution.pool import open_pool
 from zipage.links import connect_compression_link
 from zipage.messages import OpenPool, PoolOpened
+from zipage.scheduling.spans import job_kind
 from zipage.workers.process import WorkerContext, report_ready, run_worker
 
 
@@ -28,7 +30,10 @@ def main(context: WorkerContext) -> None:
         job = link.receive()
         if isinstance(job, OpenPool):
             raise EngineError("the scheduler sent the pool twice")
-        link.send(runner.run(job))
+        start = tracing.now()
+        answer = runner.run(job)
+        context.tracer.span("device", job_kind(job), start, tracing.now(), uids=[job.uid])
+        link.send(answer)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
+from zipage import tracing
 from zipage.execution.executor import Executor
 from zipage.execution.startup import start_decoding
 from zipage.links import Stopped, connect_decode_link
@@ -29,15 +30,20 @@ def _serve_in_turn(context: WorkerContext, executor: Executor, export: PoolExpor
     link.send(export)
     report_ready(context)
     while True:
-        link.send(executor.execute(link.receive()))
+        step = link.receive()
+        start = tracing.now()
+        result = executor.execute(step)
+        context.tracer.span("device", "step", start, tracing.now(), step=step.step_id, rows=len(step.work))
+        link.send(result)
 
 
 def _serve_ahead(context: WorkerContext, executor: "DeviceExecutor", export: PoolExport) -> None:
     """Launch every step when it comes, and answer when the device has computed it."""
     # Triton takes long to import, and a CPU engine does without.
     from zipage.execution.returned_steps import ReturnedSteps
+    from zipage.execution.step_times import StepTimes
 
-    returned = ReturnedSteps(context.lifeline_fd)
+    returned = ReturnedSteps(context.lifeline_fd, StepTimes(context.tracer).write)
     link = connect_decode_link(zmq.Context(), context.runtime_dir, returned.wake_fd)
     link.send(export)
     report_ready(context)
@@ -51,7 +57,9 @@ def _serve_ahead(context: WorkerContext, executor: "DeviceExecutor", export: Poo
                 raise
             link.send(result)
         else:
+            start = tracing.now()
             returned.put(executor.launch(step))
+            context.tracer.span("host", "launch", start, tracing.now(), step=step.step_id)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from zipage.config import EngineConfig
 from zipage.errors import ZipageError
 from zipage.links import send_to_supervisor
 from zipage.messages import Failed, Ready, Status
+from zipage.tracing import Tracer
 
 CONFIG_FILE = "config.json"
 LIFELINE_VARIABLE = "ZIPAGE_LIFELINE_FD"
@@ -45,6 +46,7 @@ class WorkerContext:
         lifeline_fd: becomes readable, and stays so, once this process is to stop; nobody reads from it.
         pool_fd: the memory file of the KV pool, in the decode and the compression worker; its size is 0 until the
             decode worker sets it.
+        tracer: writes what this process does and when, where tracing is on.
     """
 
     name: str
@@ -52,6 +54,7 @@ class WorkerContext:
     config: EngineConfig
     lifeline_fd: int
     pool_fd: int | None
+    tracer: Tracer
 
 
 def run_worker(name: str, main: Callable[[WorkerContext], None]) -> None:
@@ -66,7 +69,11 @@ def run_worker(name: str, main: Callable[[WorkerContext], None]) -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: lifeline.stop())
     threading.Thread(target=lifeline.watch, name="lifeline", daemon=True).start()
     try:
-        main(_load_context(name, runtime_dir, lifeline.stop_fd))
+        context = _load_context(name, runtime_dir, lifeline.stop_fd)
+        try:
+            main(context)
+        finally:
+            context.tracer.flush()
     except Exception as error:
         if not lifeline.stopping:
             _report_failure(name, runtime_dir, error)
@@ -81,12 +88,14 @@ def report_ready(context: WorkerContext, status: Status | None = None) -> None:
 
 def _load_context(name: str, runtime_dir: Path, stop_fd: int) -> WorkerContext:
     pool_fd = os.environ.get(POOL_VARIABLE)
+    config = msgspec.json.decode((runtime_dir / CONFIG_FILE).read_bytes(), type=EngineConfig)
     return WorkerContext(
         name=name,
         runtime_dir=runtime_dir,
-        config=msgspec.json.decode((runtime_dir / CONFIG_FILE).read_bytes(), type=EngineConfig),
+        config=config,
         lifeline_fd=stop_fd,
         pool_fd=None if pool_fd is None else int(pool_fd),
+        tracer=Tracer(config.trace, name),
     )
 
 

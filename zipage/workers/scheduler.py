@@ -6,6 +6,7 @@ import time
 import uvloop
 import zmq.asyncio
 
+from zipage import tracing
 from zipage.errors import EngineError
 from zipage.links import SchedulerLinks, bind_scheduler_links, run_until_stopped
 from zipage.messages import (
@@ -21,6 +22,7 @@ from zipage.messages import (
 )
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.scheduler import Scheduler
+from zipage.scheduling.spans import SchedulerSpans
 from zipage.scheduling.status import engine_status
 from zipage.workers.process import WorkerContext, report_ready, run_worker
 
@@ -35,6 +37,7 @@ class SchedulerProcess:
         self._links = links
         self._export = export
         self._scheduler = Scheduler(SchedulerLimits.from_config(context.config, export.geometry, export.max_model_len))
+        self._spans = SchedulerSpans(context.tracer, self._scheduler)
 
     def report_ready(self) -> None:
         report_ready(self._context, engine_status(self._scheduler, self._context.config, self._export, query_id=0))
@@ -43,10 +46,12 @@ class SchedulerProcess:
         """Requests, aborts and status queries in; refusals, abort answers and status out."""
         while True:
             message = await self._links.tokenizer.receive()
-            now = time.monotonic()
+            start, now = tracing.now(), time.monotonic()
             match message:
                 case SubmitTokens(requests):
-                    for refusal in self._scheduler.add(requests, now):
+                    refused = self._scheduler.add(requests, now)
+                    self._spans.added(start, requests)
+                    for refusal in refused:
                         await self._links.tokenizer.send(refusal)
                 case AbortTokens(uids):
                     await self._send_outputs(self._scheduler.abort(uids, now))
@@ -61,7 +66,9 @@ class SchedulerProcess:
             result = await self._links.decode.receive()
             if not isinstance(result, StepResult):
                 raise EngineError("the decode worker exported its pool twice")
+            start = tracing.now()
             outputs = self._scheduler.finish_step(result, time.monotonic())
+            self._spans.finished_step(start, result, outputs)
             await self._send_work()
             await self._send_outputs(outputs)
 
@@ -71,7 +78,9 @@ class SchedulerProcess:
             answer = await self._links.compression.receive()
             if isinstance(answer, PoolOpened):
                 raise EngineError("the compression worker opened the pool twice")
+            start = tracing.now()
             outputs = self._scheduler.finish_job(answer, time.monotonic())
+            self._spans.finished_job(start, answer)
             await self._send_work()
             await self._send_outputs(outputs)
 
@@ -85,10 +94,15 @@ class SchedulerProcess:
 
     async def _send_work(self) -> None:
         """Whatever can begin."""
+        start = tracing.now()
         while (step := self._scheduler.plan()) is not None:
+            self._spans.planned(start, step)
             await self._links.decode.send(step)
+            start = tracing.now()
         for job in self._scheduler.plan_jobs():
+            self._spans.began_job(start, job)
             await self._links.compression.send(job)
+            start = tracing.now()
 
     async def _send_outputs(self, outputs: list[TokenOutput]) -> None:
         if outputs:

@@ -1,0 +1,29 @@
+"""When a GPU computed each step, as spans of the trace."""
+
+from zipage import tracing
+from zipage.execution.device_clock import DeviceClock
+from zipage.execution.device_executor import LaunchedStep
+
+
+class StepTimes:
+    """Writes the device's part of launched steps; to be told of each once it is done, in order."""
+
+    def __init__(self, tracer: tracing.Tracer) -> None:
+        self._tracer = tracer
+        self._clock = DeviceClock()
+
+    def write(self, step: LaunchedStep) -> None:
+        """Write a step that has just been seen to be done; does nothing for one that has not been timed."""
+        if step.begun is None or step.decoded is None or step.done is None:
+            return
+        # A graph cannot begin before the host has asked for it, however long the device has waited for that.
+        begun = max(self._clock.time_of(step.begun), step.asked)
+        decoded, done = self._clock.time_of(step.decoded), self._clock.time_of(step.done)
+        if step.num_steady:
+            self._write("decode", begun, decoded, step.step_id, step.num_steady)
+        if step.num_others:
+            self._write("prefill", decoded, done, step.step_id, step.num_others)
+        self._clock.saw(step.done)
+
+    def _write(self, name: str, start: int, end: int, step_id: int, rows: int) -> None:
+        self._tracer.span("device", name, start, max(start, end), step=step_id, rows=rows)
