@@ -14,6 +14,7 @@ from zipage.eviction.job import JobResult, run_job
 from zipage.execution.device_executor import DeviceExecutor
 from zipage.execution.host_memory import HostMemory
 from zipage.execution.pool import KVPool, allocate_on_device
+from zipage.execution.warm_up import warm_up
 from zipage.messages import CompressionJob
 from zipage.models.config import load_model_config
 from zipage.models.loading import load_decoder
@@ -122,3 +123,13 @@ def test_rows_are_used_again(engines):
     check_same(
         pair, prompts(9, 12, 30, 4, 8), [greedy(4), sampled(max_tokens=5), greedy(3), sampled(seed=9), greedy(5)]
     )
+
+
+@pytest.mark.parametrize("observe", ["last", "all"])
+def test_warming_up_changes_no_answer(engines, observe):
+    scoring = ScoringOptions(observe=observe, window=4, sinks=1)
+    pair = engines(max_num_seqs=3, kv_budget=32, scoring=scoring)
+    executor = pair[1].executor
+    warm_up(executor, EngineConfig(model="m", block_size=8, max_num_batched_tokens=64, max_num_seqs=3), 256)
+    assert not executor.table.rows
+    check_same(pair, prompts(5, 70, 1, 17), greedy(40))

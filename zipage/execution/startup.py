@@ -108,7 +108,9 @@ def _executor(decoder: Decoder, pool: KVPool, config: EngineConfig, max_model_le
         return Executor(decoder, pool, config, max_model_len)
     # Triton takes long to import, and a CPU engine does without.
     from zipage.execution.device_executor import DeviceExecutor
+    from zipage.execution.warm_up import warm_up
 
     executor = DeviceExecutor(decoder, pool, config, max_model_len)
     executor.graphs.capture()
+    warm_up(executor, config, max_model_len)
     return executor

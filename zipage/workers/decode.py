@@ -40,9 +40,11 @@ def _serve_in_turn(context: WorkerContext, executor: Executor, export: PoolExpor
 def _serve_ahead(context: WorkerContext, executor: "DeviceExecutor", export: PoolExport) -> None:
     """Launch every step when it comes, and answer when the device has computed it."""
     # Triton takes long to import, and a CPU engine does without.
+    from zipage.execution.compile_spans import trace_compilations
     from zipage.execution.returned_steps import ReturnedSteps
     from zipage.execution.step_times import StepTimes
 
+    trace_compilations(context.tracer)
     returned = ReturnedSteps(context.lifeline_fd, StepTimes(context.tracer).write)
     link = connect_decode_link(zmq.Context(), context.runtime_dir, returned.wake_fd)
     link.send(export)
