@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tools.tracing.merge import EngineTrace, ProcessTrace
 from zipage.tracing import Span
 
-_LANE_ORDER = ("tokenizer", "scheduler", "host", "device", "swap", "stalled", "link out", "link in")
+_LANE_ORDER = ("tokenizer", "scheduler", "host", "compile", "device", "swap", "stalled", "link out", "link in")
 # Lanes of spans that have nothing to do with each other, even where one lies inside the other.
 _LANES_OF_MANY = ("stalled",)
 

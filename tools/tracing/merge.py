@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from tools.tracing.tables import SpanTable, make_table
 from zipage.tracing import CounterSample, Span, TraceHeader, read_trace
 
@@ -116,7 +118,14 @@ def read_trace_directory(directory: Path) -> EngineTrace:
     paths = sorted(directory.glob("*.jsonl"))
     if not paths:
         raise ValueError(f"{directory} holds no trace, which is *.jsonl files")
-    return merge([read_trace(path) for path in paths], str(directory))
+    return merge(map(_read, paths), str(directory))
+
+
+def _read(path: Path) -> tuple[TraceHeader, list[Span], list[CounterSample]]:
+    try:
+        return read_trace(path)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path} is no trace of a zipage process: {error}") from None
 
 
 def merge(

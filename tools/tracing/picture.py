@@ -30,7 +30,7 @@ _COLOURS = {
     "swap in": "#CC79A7",
 }
 _OTHER_COLOUR = "#8A8A8A"
-_LANES = ("tokenizer", "scheduler", "host", "device", "swap", "stalled")
+_LANES = ("tokenizer", "scheduler", "host", "compile", "device", "swap", "stalled")
 # Always drawn: an empty lane says something there.
 _EXPECTED = (("decode", "device"), ("compression", "device"))
 _MOST_STALLED_ROWS = 6

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from tools.tracing.compilations import CompilationFigures, compilation_figures
 from tools.tracing.compressions import CompressionFigures, compression_figures
 from tools.tracing.hops import HopFigures, hop_figures
 from tools.tracing.idle import IdleFigures, idle_figures
@@ -33,6 +34,7 @@ class Report:
     idle: IdleFigures
     round_trip: RoundTripFigures
     requests: RequestFigures
+    compilations: CompilationFigures
     hops: list[HopFigures]
 
     def to_json(self) -> bytes:
@@ -55,5 +57,6 @@ def make_report(trace: EngineTrace, window: Window) -> Report:
         idle=idle_figures(steps, decoding, times_with_running(trace, lives), window),
         round_trip=round_trip_figures(trace, steps, plans, window),
         requests=request_figures(trace, lives, window),
+        compilations=compilation_figures(trace, window),
         hops=hop_figures(trace, window),
     )

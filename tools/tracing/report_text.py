@@ -12,7 +12,7 @@ _Table = Sequence[Sequence[_Cell]]
 
 def report_text(report: Report) -> str:
     """All figures; tools/tracing has their definitions beside each."""
-    parts = (_run, _steps, _compression, _idle, _round_trip, _requests, _hops)
+    parts = (_run, _steps, _compression, _idle, _round_trip, _requests, _compilations, _hops)
     return "\n".join(line for part in parts for line in part(report))
 
 
@@ -116,6 +116,13 @@ def _requests(report: Report) -> Iterator[str]:
         ]
         yield from _table([("held up by a compression", "count", "p50 ms", "p99 ms", "total s"), *rows])
         yield f"  {_percent(requests.stalled_share)} of the requests' time in the engine"
+
+
+def _compilations(report: Report) -> Iterator[str]:
+    figures = report.compilations
+    if figures.compiled or figures.loaded:
+        text = f"Kernels while the engine ran: {figures.compiled} compiled, {figures.loaded} loaded"
+        yield from _heading(f"{text}, {_number(figures.total_ms)} ms")
 
 
 def _hops(report: Report) -> Iterator[str]:
