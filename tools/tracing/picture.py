@@ -153,7 +153,8 @@ def _label_jobs(axes: Axes, height: float, jobs: Sequence[Span], window: Window,
         visible = min(span.end, window.end) - max(span.start, window.start)
         middle = (max(span.start, window.start) + visible / 2 - origin) / 1e6
         if visible > _LABEL_SHARE * window.length:
-            axes.text(middle, height, f"{len(span.args.get('uids', ()))} jobs", ha="center", va="center")
+            count = len(span.args.get("uids", ()))
+            axes.text(middle, height, "1 job" if count == 1 else f"{count} jobs", ha="center", va="center")
 
 
 def _add_legend(axes: Axes, rows: Sequence[Row]) -> None:
