@@ -47,16 +47,13 @@ def test_the_trace_is_one_that_perfetto_can_read(events):
 
 def test_every_request_can_be_followed(events):
     slices = slices_by_thread(events)
-    found = flows(events)
-    assert len(found) == 4
-    for flow in found.values():
-        names = [bound_slice(event, slices)["name"] for event in flow]
-        assert [name for name in names if name in ("add", "plan", "step", "finish step")] == [
-            "add",
-            "plan",
-            "step",
-            "finish step",
-        ]
+    ways = [[bound_slice(event, slices)["name"] for event in flow] for flow in flows(events).values()]
+    # A job of a warm-up request may outlive it.
+    ways = [names for names in ways if "add" in names]
+    assert len(ways) == 4
+    main_parts = ("add", "plan", "step", "finish step")
+    for names in ways:
+        assert tuple(name for name in names if name in main_parts) == main_parts
         assert {"stall", "shadow"} & set(names)
         assert "finish job" in names
 
