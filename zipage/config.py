@@ -194,6 +194,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """`kv_budget` rounded up to whole blocks, in tokens."""
         return self.max_blocks_per_request * self.block_size
 
+    def max_shadow_blocks(self, num_blocks: int) -> int:
+        """Of `num_blocks` KV blocks, those that compressions may take so that their requests go on decoding."""
+        # While a job reads accumulated attention, nobody may add to it.
+        return 0 if self.scoring.observe == "all" else int(self.shadow_share * num_blocks)
+
     def _check_budget(self) -> None:
         if self.max_blocks_per_request < 2:
             raise ConfigError(

@@ -237,8 +237,9 @@ SchedulerMessage = TokenOutputs | RefusedTokens | Status
 class PoolGeometry(msgspec.Struct, frozen=True, kw_only=True):
     """Shape of the shared KV pool and of the host memory for swapped requests.
 
-    `dtype` is a torch dtype's name without `torch.`. A query slot is two buffers of `window` queries, `2 * slot` and
-    `2 * slot + 1`: while a compression reads the one, the next interval is recorded in the other.
+    `dtype` is a torch dtype's name without `torch.`. A query buffer has room for `window` queries of every layer; there
+    is one for each query slot, and spare ones: while a compression reads the one, the next interval is recorded in the
+    other.
     """
 
     num_layers: int
@@ -249,6 +250,7 @@ class PoolGeometry(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int
     dtype: str
     num_query_slots: int = 0
+    num_query_buffers: int = 0
     window: int = 0
     accumulate: bool = False
     num_host_blocks: int = 0

@@ -19,10 +19,12 @@ def random_limits(numbers: random.Random) -> SchedulerLimits:
     num_blocks, max_num_seqs = numbers.randint(4, 40), numbers.randint(1, 8)
     budget_blocks = min(numbers.choice([0, 2, 2, 3, 3, 5]), num_blocks)
     observe: Observe = numbers.choice(["last", "last", "spread", "all"])
+    num_query_slots = min(max_num_seqs, num_blocks // budget_blocks) if budget_blocks else 0
     return SchedulerLimits(
         num_blocks=num_blocks,
         block_size=8,
-        num_query_slots=min(max_num_seqs, num_blocks // budget_blocks) if budget_blocks else 0,
+        num_query_slots=num_query_slots,
+        num_query_buffers=num_query_slots + numbers.choice([0, 1, 2, 8]),
         max_blocks_per_request=budget_blocks,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=numbers.randint(1, 64),

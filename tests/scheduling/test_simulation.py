@@ -42,9 +42,9 @@ def run_case(seed: int) -> None:
     held = simulation.scheduler.holdings
     assert simulation.scheduler.is_idle
     assert simulation.scheduler.integrity_errors() == []
-    for pool in (held.blocks, held.slots, held.rows, held.host_blocks, held.host_slots):
+    for pool in (held.blocks, held.buffers, held.rows, held.host_blocks, held.host_slots):
         assert pool.num_used == 0
-    assert held.reserved_blocks == 0
+    assert (held.reserved_blocks, held.slots_used) == (0, 0)
 
 
 @pytest.mark.parametrize("first_seed", range(0, NUM_WORKLOADS, BATCH))
@@ -93,6 +93,7 @@ def plain_limits(max_steps_in_flight: int, max_shadow_blocks: int) -> SchedulerL
         num_blocks=20,
         block_size=8,
         num_query_slots=2,
+        num_query_buffers=4,
         max_blocks_per_request=2,
         max_num_seqs=2,
         max_num_batched_tokens=64,

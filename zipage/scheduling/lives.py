@@ -84,7 +84,7 @@ class Lives:
     def guarantee(self, request: Request) -> None:
         """Promise a running request what it needs to its end."""
         self.holdings.guarantee(request)
-        if request.query_slot >= 0:
+        if request.query_buffer >= 0:
             self.step.update_recording(request)
 
     def bring_back(self, request: Request) -> None:

@@ -1,4 +1,4 @@
-"""The only owner of blocks, query slots, rows and block tables: admits, plans, orders compressions, ends requests.
+"""The only owner of blocks, query buffers, rows and block tables: admits, plans, orders compressions, ends requests.
 
 It has no clock, no sockets and no torch: a worker feeds it messages with the time and sends on what it returns, and so
 can a test or a simulator.
