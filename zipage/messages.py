@@ -77,7 +77,9 @@ class PositionLogprobs(Item, frozen=True):
 class RequestMetrics(Item, frozen=True):
     """Measured by the scheduler for one completion; times in seconds of CLOCK_MONOTONIC.
 
-    Of its `preemptions`, `swaps` went through host memory; the others recomputed its tokens.
+    Of its `preemptions`, `swaps` went through host memory; the others recomputed its tokens. It waited for its
+    compressions, instead of decoding, for `stalled` seconds; for `shadow_stalled` of them it had filled the block in which
+    it may go on during a compression.
     `tpot` of a completion is `(finished - first_token) / (output_tokens - 1)`, `ttft` is `first_token - arrived`.
     """
 
@@ -90,6 +92,8 @@ class RequestMetrics(Item, frozen=True):
     peak_blocks: int
     preemptions: int
     swaps: int
+    stalled: float
+    shadow_stalled: float
 
 
 class Output(Message, frozen=True):
@@ -146,6 +150,8 @@ class Status(Message, frozen=True):
     steps: int
     compressions: int
     shadow_compressions: int
+    blocks_freed: int
+    stalled_seconds: float
     failed_jobs: int
     preemptions: int
     swaps: int

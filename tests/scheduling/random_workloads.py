@@ -111,6 +111,7 @@ class Checker:
     num_tokens: Counter[int] = field(default_factory=Counter)
     ended: set[int] = field(default_factory=set)
     num_events: int = 0
+    stalled: float = 0.0
 
     def received(self, message: Received, now: float) -> None:
         match message:
@@ -174,3 +175,5 @@ class Checker:
         assert output.metrics is not None
         assert output.metrics.output_tokens == num_tokens
         assert output.metrics.prompt_tokens == len(request.prompt_token_ids)
+        assert 0 <= output.metrics.shadow_stalled <= output.metrics.stalled <= output.metrics.finished - arrived
+        self.stalled += output.metrics.stalled

@@ -39,7 +39,8 @@ def run_case(seed: int) -> None:
     simulation = Simulation(limits, costs, workload, [checker])
     simulation.run(TIME_LIMIT)
     assert checker.ended == {request.uid for request in workload.requests}
-    held = simulation.scheduler.holdings
+    held, counters = simulation.scheduler.holdings, simulation.scheduler.counters
+    assert counters.stalled_seconds == pytest.approx(checker.stalled)
     assert simulation.scheduler.is_idle
     assert simulation.scheduler.integrity_errors() == []
     for pool in (held.blocks, held.buffers, held.rows, held.host_blocks, held.host_slots):

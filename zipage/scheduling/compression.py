@@ -55,6 +55,7 @@ def begin_shadow(request: Request, holdings: Holdings, step: StepPlan) -> None:
     # Tokens of planned steps are still missing among the entries that the job reads.
     after, lent = request.steps_planned, holdings.lend_buffer(request)
     request.job = OpenJob(JobKind.SHADOW, message, request.resident_length, fresh, after, lent)
+    request.stalls.is_shadow = True
     _begin_interval(request, len(fresh) * holdings.limits.block_size, holdings.limits)
     step.update_recording(request)
 
@@ -79,6 +80,7 @@ def begin_stall(request: Request, holdings: Holdings) -> bool:
     next_table = [fresh.get(block, block) for block in head]
     message = _make_message(request, next_table[: request.max_blocks - 1], holdings.limits)
     request.move_to(RequestState.COMPRESSING)
+    request.stalls.is_shadow = False
     request.job = OpenJob(JobKind.STALL, message, request.resident_length, next_table, request.steps_planned)
     return True
 

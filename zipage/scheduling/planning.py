@@ -11,9 +11,12 @@ from zipage.scheduling.room import make_room, stall_in_room
 def plan_request(lives: Lives, request: Request, tokens_left: int) -> int:
     """Plan the request's next tokens; returns how many (0 where it has to wait)."""
     if request.is_paused or request.is_complete:
+        lives.end_stall(request)
         return 0
-    if is_due(request, lives.limits) and not begin_shadow_compression(lives, request):
+    if _is_held_up(lives, request):
+        lives.begin_stall(request)
         return 0
+    lives.end_stall(request)
     num_tokens = min(request.num_uncomputed, tokens_left, allowed_tokens(request, lives.limits))
     num_tokens = _affordable_tokens(lives, request, num_tokens)
     if num_tokens <= 0:
@@ -32,6 +35,13 @@ def plan_request(lives: Lives, request: Request, tokens_left: int) -> int:
     lives.step.planned.append(request)
     lives.step.work.append(RowWork(request.row, num_tokens, new_blocks))
     return num_tokens
+
+
+def _is_held_up(lives: Lives, request: Request) -> bool:
+    """Whether the request has to wait for a compression, which begins here where it can in shadow mode."""
+    if request.job is not None:
+        return allowed_tokens(request, lives.limits) <= 0
+    return is_due(request, lives.limits) and not begin_shadow_compression(lives, request)
 
 
 def _missing_blocks(lives: Lives, request: Request, num_tokens: int) -> int:
@@ -56,6 +66,7 @@ def _affordable_tokens(lives: Lives, request: Request, num_tokens: int) -> int:
 def begin_compression(lives: Lives, request: Request) -> None:
     """Compress a request that is due and that no step touches: in shadow mode where there are blocks for it."""
     if not begin_shadow_compression(lives, request):
+        lives.begin_stall(request)
         stall_in_room(lives, request)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from zipage.messages import Job, RequestMetrics, TokenRequest
 from zipage.sampling_params import SamplingParams
+from zipage.scheduling.stalls import StallClock
 
 NEVER = sys.maxsize
 
@@ -141,6 +142,7 @@ class Request:
         job: the job that is not done yet.
         retiring: blocks that an earlier job has replaced.
         host_place: where its KV is, while it is swapped.
+        stalls: how long it has waited for its compressions.
         times in seconds of the caller's monotonic clock.
     """
 
@@ -177,6 +179,7 @@ class Request:
     job: OpenJob | None = None
     retiring: RetiringBlocks | None = None
     host_place: HostPlace | None = None
+    stalls: StallClock = field(default_factory=StallClock)
     compressions: int = 0
     preemptions: int = 0
     swaps: int = 0
@@ -296,4 +299,6 @@ class Request:
             peak_blocks=self.peak_blocks,
             preemptions=self.preemptions,
             swaps=self.swaps,
+            stalled=self.stalls.total,
+            shadow_stalled=self.stalls.in_shadow,
         )

@@ -1,7 +1,7 @@
 """The only owner of blocks, query buffers, rows and block tables: admits, plans, orders compressions, ends requests.
 
 It has no clock, no sockets and no torch: a worker feeds it messages with the time and sends on what it returns, and so
-can a test or a simulator.
+can a test or a simulator. Steps are planned right after such an event, at its time.
 """
 
 import heapq
@@ -56,7 +56,7 @@ class Scheduler:
 
     def add(self, requests: Iterable[TokenRequest], now: float) -> list[RefusedTokens]:
         """Queue requests in order; returns those that are refused, of which nothing is kept."""
-        refused = []
+        self.lives.now, refused = now, []
         for message in requests:
             refusal = self.limits.refusal(message) or self._overflow(message)
             if refusal is not None:
@@ -74,12 +74,13 @@ class Scheduler:
 
     def abort(self, uids: Iterable[int], now: float) -> list[TokenOutput]:
         """End requests; each live one answers with reason `abort`, the others are ignored."""
+        self.lives.now = now
         live = [request for uid in dict.fromkeys(uids) if (request := self.lives.unfinished.get(uid)) is not None]
         return [self._end_early(request, "abort", now) for request in live]
 
     def expire(self, now: float) -> list[TokenOutput]:
         """End the requests whose deadline has passed; each answers with reason `deadline`."""
-        outputs = []
+        self.lives.now, outputs = now, []
         while self._deadlines and self._deadlines[0][0] <= now:
             _, uid = heapq.heappop(self._deadlines)
             if uid in self.lives.unfinished:
@@ -138,7 +139,7 @@ class Scheduler:
 
     def finish_step(self, result: StepResult, now: float) -> list[TokenOutput]:
         """Take the tokens of the oldest step in flight; returns what the tokenizer is told of them."""
-        outputs = []
+        self.lives.now, outputs = now, []
         if not self._in_flight or self._in_flight[0].step_id != result.step_id:
             raise RuntimeError(f"step {result.step_id} returned out of order")
         sampled = dict(zip(result.rows, result.tokens, strict=True))
@@ -157,6 +158,7 @@ class Scheduler:
 
     def finish_job(self, answer: JobAnswer, now: float) -> list[TokenOutput]:
         """Take the end of a job; returns the end of a request whose jobs have failed too often."""
+        self.lives.now = now
         request = self.lives.at_work.pop(answer.uid)
         job = request.job
         if job is None:

@@ -28,6 +28,8 @@ def engine_status(scheduler: Scheduler, config: EngineConfig, export: PoolExport
         steps=counters.steps,
         compressions=counters.compressions,
         shadow_compressions=counters.shadow_compressions,
+        blocks_freed=counters.blocks_freed,
+        stalled_seconds=counters.stalled_seconds,
         failed_jobs=counters.failed_jobs,
         preemptions=counters.preemptions,
         swaps=counters.swaps,
