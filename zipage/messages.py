@@ -77,9 +77,9 @@ class PositionLogprobs(Item, frozen=True):
 class RequestMetrics(Item, frozen=True):
     """Measured by the scheduler for one completion; times in seconds of CLOCK_MONOTONIC.
 
-    Of its `preemptions`, `swaps` went through host memory; the others recomputed its tokens. It waited for its
-    compressions, instead of decoding, for `stalled` seconds; for `shadow_stalled` of them it had filled the block in which
-    it may go on during a compression.
+    Of its `preemptions`, `swaps` went through host memory; the others recomputed its tokens. For `stalled` seconds it
+    waited for its compressions instead of decoding; for `shadow_stalled` of them, because it had filled the block in
+    which it may go on during a compression.
     `tpot` of a completion is `(finished - first_token) / (output_tokens - 1)`, `ttft` is `first_token - arrived`.
     """
 

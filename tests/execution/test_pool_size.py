@@ -48,6 +48,7 @@ def test_ten_gib_of_an_8b_model_hold_132_requests_of_512_tokens() -> None:
         (10 * REQUEST + BUFFER, {"shadow_share": 0.03}, (10, 1, 40)),
         (10 * REQUEST + BUFFER, {"shadow_share": 0.02}, (10, 0, 40)),
         (10 * REQUEST + BUFFER, {"shadow_share": 0.0}, (10, 0, 40)),
+        (10 * REQUEST + BUFFER, {"shadow_share": 0.28, "overlap": False}, (10, 0, 40)),
         # Never more spare buffers than slots.
         (10 * REQUEST, {"max_num_seqs": 2, "shadow_share": 1.0}, (2, 2, 41)),
         # Only one request fits, which can be compressed in stall mode.
@@ -88,7 +89,10 @@ def test_a_pool_without_room_for_one_request_is_refused() -> None:
         geometry(REQUEST - 1)
 
 
-@pytest.mark.parametrize(("options", "expected"), [({}, 52), ({"scoring": parse_scoring("paper,observe=all")}, 0)])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, 52), ({"scoring": parse_scoring("paper,observe=all")}, 0), ({"overlap": False}, 0)],
+)
 def test_the_scheduler_has_the_shadow_blocks_that_buffers_were_counted_for(options: dict, expected: int) -> None:
     fields = {"kv_budget": 512, "block_size": 128, "scoring": parse_scoring("paper")} | options
     config = EngineConfig(model="m", **fields)

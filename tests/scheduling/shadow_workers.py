@@ -105,6 +105,7 @@ class ShadowWorkers:
 
     def execute(self, step: Step, token_ids: list[int]) -> StepResult:
         """Apply a step; `token_ids` are what is sampled, in order, repeated as needed."""
+        assert self.limits.overlap or not self.jobs, "a step runs beside a job"
         for row in step.released_rows:
             self.gone.append(self.rows.pop(row))
         for admission in step.admissions:
@@ -204,6 +205,7 @@ class ShadowWorkers:
 
     def accept(self, jobs: list[Job]) -> None:
         for job in jobs:
+            assert self.limits.overlap or not self.touched, "a job runs beside a step"
             assert job.uid not in self.jobs
             if isinstance(job, CompressionJob):
                 assert job.keep < job.num_entries <= len(job.block_table) * self.limits.block_size

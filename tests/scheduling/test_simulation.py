@@ -200,6 +200,15 @@ def test_stall_beside_a_step_that_was_planned_ahead() -> None:
     assert summary.stalled_share == pytest.approx(1.0 / (11.0 + 14.0))
 
 
+@pytest.mark.parametrize("max_steps_in_flight", [1, 2])
+def test_without_overlap_everyone_waits_for_a_compression(max_steps_in_flight: int) -> None:
+    limits = replace(plain_limits(max_steps_in_flight, 0), overlap=False)
+    summary = summary_of(limits, plain_costs(job_seconds=0.25), plain_workload((10, None), (14, 0)))
+    assert (summary.seconds, summary.steps) == (14.25, 14)
+    assert summary.stalled_share == pytest.approx(0.25 / (10.25 + 14.25))
+    assert summary.decode_idle_share == pytest.approx(0.25 / 14.25)
+
+
 def test_a_shadow_job_stalls_only_behind_a_full_tail() -> None:
     # The job begins at 9 s with 16 entries; eight tokens go behind them until 17 s, and the job ends at 19 s. The next
     # one, for the last token, begins at once and ends long after its request.

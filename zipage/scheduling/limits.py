@@ -26,6 +26,7 @@ class SchedulerLimits:
         scoring: what is observed, for the numbers that a compression job names.
         compress: `always`, or only under `pressure`.
         max_shadow_blocks: blocks that jobs may hold beyond the requests' own; 0 is stall mode always.
+        overlap: jobs run beside steps; otherwise both wait for each other.
         hybrid_scheduling: requests that can be compressed may begin without a query slot.
         num_host_blocks, num_host_slots: host memory for swapped requests.
         max_waiting: unfinished completions beyond `max_num_seqs`, 0 for any number.
@@ -44,6 +45,7 @@ class SchedulerLimits:
     scoring: ScoringOptions
     compress: Compress = "always"
     max_shadow_blocks: int = 0
+    overlap: bool = True
     hybrid_scheduling: bool = True
     num_host_blocks: int = 0
     num_host_slots: int = 0
@@ -66,6 +68,7 @@ class SchedulerLimits:
             scoring=config.scoring,
             compress=config.compress,
             max_shadow_blocks=config.max_shadow_blocks(geometry.num_blocks) if geometry.num_query_slots else 0,
+            overlap=config.overlap,
             hybrid_scheduling=config.hybrid_scheduling,
             num_host_blocks=geometry.num_host_blocks,
             num_host_slots=geometry.num_host_slots,

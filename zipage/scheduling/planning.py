@@ -63,11 +63,35 @@ def _affordable_tokens(lives: Lives, request: Request, num_tokens: int) -> int:
     return affordable
 
 
-def begin_compression(lives: Lives, request: Request) -> None:
-    """Compress a request that is due and that no step touches: in shadow mode where there are blocks for it."""
-    if not begin_shadow_compression(lives, request):
-        lives.begin_stall(request)
-        stall_in_room(lives, request)
+def begin_compressions(lives: Lives) -> None:
+    """Compress the requests that are due and that no step touches: in shadow mode where there are blocks for it."""
+    # One that begins may have another preempted.
+    for request in list(lives.running):
+        if request.in_flight or not _is_compressed_next(lives, request):
+            continue
+        if not begin_shadow_compression(lives, request):
+            lives.begin_stall(request)
+            stall_in_room(lives, request)
+
+
+def waits_for_jobs(lives: Lives, steps_in_flight: int) -> bool:
+    """Whether steps that do not run beside jobs have to wait for them. Jobs begin once no step is in flight.
+
+    A compression that is due then, but lacks blocks, holds nobody up: others may have to go on to give them back.
+    """
+    if steps_in_flight:
+        due = [request for request in lives.running if _is_compressed_next(lives, request)]
+        for request in due:
+            lives.begin_stall(request)
+        if due:
+            return True
+    else:
+        begin_compressions(lives)
+    return bool(lives.at_work) or any(request.job is not None for request in (*lives.running, *lives.swapped.values()))
+
+
+def _is_compressed_next(lives: Lives, request: Request) -> bool:
+    return is_due(request, lives.limits) and not (request.is_paused or request.is_complete)
 
 
 def begin_shadow_compression(lives: Lives, request: Request) -> bool:

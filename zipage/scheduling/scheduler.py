@@ -21,10 +21,10 @@ from zipage.messages import (
     TokenRequest,
 )
 from zipage.scheduling.admission import admit_next, guarantee_running
-from zipage.scheduling.compression import drop_job, free_retired_blocks, is_due
+from zipage.scheduling.compression import drop_job, free_retired_blocks
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.lives import Lives
-from zipage.scheduling.planning import begin_compression, plan_request
+from zipage.scheduling.planning import begin_compressions, plan_request, waits_for_jobs
 from zipage.scheduling.request import NEVER, Request, RequestState
 from zipage.scheduling.room import preempt_paused
 from zipage.scheduling.step_plan import PlannedStep, StepPlan
@@ -113,6 +113,8 @@ class Scheduler:
         """
         if len(self._in_flight) >= self.limits.max_steps_in_flight:
             return None
+        if not self.limits.overlap and waits_for_jobs(self.lives, len(self._in_flight)):
+            return None
         step, before = self.lives.step, None
         # Who has given way, or is to be compressed, may let those go on that have been passed already.
         while not step.planned and before != (before := self._given_way()):
@@ -129,6 +131,8 @@ class Scheduler:
         """Jobs that can begin, because no step touches what they read and write; to be called after `plan`."""
         lives = self.lives
         jobs: list[Job] = []
+        if not self.limits.overlap and self._in_flight:
+            return jobs
         for request in [*lives.running, *lives.swapped.values()]:
             job = request.job
             if job is not None and not job.is_sent and request.steps_returned >= job.starts_after:
@@ -185,9 +189,7 @@ class Scheduler:
         lives.step.count_shadow_blocks(lives.running)
         preempt_paused(lives)
         is_line_open = guarantee_running(lives)
-        for request in list(lives.running):
-            if is_due(request, self.limits) and not (request.in_flight or request.is_paused or request.is_complete):
-                begin_compression(lives, request)
+        begin_compressions(lives)
         for state in (RequestState.RUNNING, RequestState.PREFILLING):
             for request in list(lives.running):
                 if tokens_left and request.state is state:
