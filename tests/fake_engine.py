@@ -54,6 +54,8 @@ def metrics_of(tokens: int) -> RequestMetrics:
         peak_blocks=2,
         preemptions=0,
         swaps=0,
+        stalled=0.0,
+        shadow_stalled=0.0,
     )
 
 

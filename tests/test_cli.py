@@ -175,6 +175,7 @@ def test_engine_options_reach_the_engine(command, name):
     arguments = "--max-model-len 100 --max-num-seqs 3 --max-num-batched-tokens 50 --dtype float32 --device cpu --seed 7"
     arguments += " --kv-budget 500 --block-size 16 --kv-cache-gb 0.5 --scoring paper --ready-timeout 9 --threads 2"
     arguments += " --compress pressure --shadow-share 0.5 --no-hybrid-scheduling --swap-space-gb 1.5 --max-waiting 8"
+    arguments += " --no-overlap"
     command(name, "bundled", *(["a"] if name == "run" else []), *arguments.split())
     assert command.supervisors[0].config == EngineConfig(
         model=str(default_model()),
@@ -190,6 +191,7 @@ def test_engine_options_reach_the_engine(command, name):
         scoring=PAPER_SCORING,
         compress="pressure",
         shadow_share=0.5,
+        overlap=False,
         hybrid_scheduling=False,
         swap_space_gb=1.5,
         max_waiting=8,
@@ -342,7 +344,7 @@ def test_help_names_ranges_and_every_field(command):
 
 
 @pytest.mark.parametrize(
-    "name", ["compress", "shadow_share", "hybrid_scheduling", "max_waiting", "priority", "deadline"]
+    "name", ["compress", "shadow_share", "overlap", "hybrid_scheduling", "max_waiting", "priority", "deadline"]
 )
 def test_help_names_the_default(name):
     [option] = [parameter for parameter in group.commands["run"].params if parameter.name == name]

@@ -75,7 +75,7 @@ def test_times_are_in_milliseconds():
 
 
 def metrics(output_tokens, preemptions=1, swaps=0):
-    return RequestMetrics(1.0, 1.25, 2.25, 5, output_tokens, 2, 3, preemptions, swaps)
+    return RequestMetrics(1.0, 1.25, 2.25, 5, output_tokens, 2, 3, preemptions, swaps, 0.0, 0.0)
 
 
 def completion(metrics, finish_reason="stop"):

@@ -57,10 +57,12 @@ def make_scheduler(num_requests: int, kv_budget: int, pool_share: float) -> Sche
     """A scheduler whose pool holds `pool_share` of what all requests would fill without a budget."""
     budget_blocks = kv_budget // BLOCK_SIZE
     num_blocks = int(pool_share * num_requests * (PROMPT_TOKENS + OUTPUT_TOKENS) / BLOCK_SIZE)
+    num_query_slots = min(num_requests, num_blocks // budget_blocks) if budget_blocks else 0
     limits = SchedulerLimits(
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
-        num_query_slots=min(num_requests, num_blocks // budget_blocks) if budget_blocks else 0,
+        num_query_slots=num_query_slots,
+        num_query_buffers=2 * num_query_slots,
         max_blocks_per_request=budget_blocks,
         max_num_seqs=num_requests,
         max_num_batched_tokens=4096,

@@ -131,6 +131,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         shadow_share: share of the KV blocks, 0 to 1, that compressions may take beyond the requests' own, so that their
             requests go on decoding meanwhile; without such blocks a request waits for its compression. Requests without
             a query slot leave them free. Accumulated attention (`observe=all`) always waits.
+        overlap: compress while decoding goes on. Off, for comparison: while a compression or a swap is due or at work,
+            no step is computed, and none of these begins before the steps that were planned have been.
         hybrid_scheduling: under a budget, requests without a query slot run on blocks that nobody needs yet.
         swap_space_gb: host memory in GiB for the KV cache of preempted requests that have been compressed; `None` is
             an eighth of the free memory up to 4 GiB, 0 recomputes and compresses them anew instead.
@@ -158,6 +160,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     scoring: ScoringOptions = ScoringOptions()
     compress: Compress = "always"
     shadow_share: float = 0.1
+    overlap: bool = True
     hybrid_scheduling: bool = True
     swap_space_gb: float | None = None
     max_waiting: int = 0
@@ -196,6 +199,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def effective_kv_budget(self) -> int:
         """`kv_budget` rounded up to whole blocks, in tokens."""
         return self.max_blocks_per_request * self.block_size
+
+    def max_shadow_blocks(self, num_blocks: int) -> int:
+        """Of `num_blocks` KV blocks, those that compressions may take so that their requests go on decoding."""
+        # While a job reads accumulated attention, nobody may add to it.
+        return int(self.shadow_share * num_blocks) if self.overlap and self.scoring.observe != "all" else 0
 
     def _check_budget(self) -> None:
         if self.max_blocks_per_request < 2:

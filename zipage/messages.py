@@ -77,7 +77,9 @@ class PositionLogprobs(Item, frozen=True):
 class RequestMetrics(Item, frozen=True):
     """Measured by the scheduler for one completion; times in seconds of CLOCK_MONOTONIC.
 
-    Of its `preemptions`, `swaps` went through host memory; the others recomputed its tokens.
+    Of its `preemptions`, `swaps` went through host memory; the others recomputed its tokens. For `stalled` seconds it
+    waited for its compressions instead of decoding; for `shadow_stalled` of them, because it had filled the block in
+    which it may go on during a compression.
     `tpot` of a completion is `(finished - first_token) / (output_tokens - 1)`, `ttft` is `first_token - arrived`.
     """
 
@@ -90,6 +92,8 @@ class RequestMetrics(Item, frozen=True):
     peak_blocks: int
     preemptions: int
     swaps: int
+    stalled: float
+    shadow_stalled: float
 
 
 class Output(Message, frozen=True):
@@ -146,6 +150,8 @@ class Status(Message, frozen=True):
     steps: int
     compressions: int
     shadow_compressions: int
+    blocks_freed: int
+    stalled_seconds: float
     failed_jobs: int
     preemptions: int
     swaps: int
@@ -237,8 +243,9 @@ SchedulerMessage = TokenOutputs | RefusedTokens | Status
 class PoolGeometry(msgspec.Struct, frozen=True, kw_only=True):
     """Shape of the shared KV pool and of the host memory for swapped requests.
 
-    `dtype` is a torch dtype's name without `torch.`. A query slot is two buffers of `window` queries, `2 * slot` and
-    `2 * slot + 1`: while a compression reads the one, the next interval is recorded in the other.
+    `dtype` is a torch dtype's name without `torch.`. A query buffer has room for `window` queries of every layer; there
+    is one for each query slot, and spare ones: while a compression reads the one, the next interval is recorded in the
+    other.
     """
 
     num_layers: int
@@ -249,6 +256,7 @@ class PoolGeometry(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int
     dtype: str
     num_query_slots: int = 0
+    num_query_buffers: int = 0
     window: int = 0
     accumulate: bool = False
     num_host_blocks: int = 0

@@ -108,7 +108,7 @@ def test_same_entries_and_tokens(checkpoint: Path, scoring: str, block_size: int
     expected = oracle_results(checkpoint, options, block_size, budget)
     check_equal(results, expected, config)
     assert engine.scheduler.holdings.blocks.num_used == 0
-    assert engine.scheduler.holdings.slots.num_used == 0
+    assert engine.scheduler.holdings.buffers.num_used == 0
 
 
 @pytest.mark.parametrize("shadow_share", [0.0, 0.2, 0.9])

@@ -1,4 +1,4 @@
-"""Prefix caching and plan-ahead are about speed: with and without them the tokens are the same."""
+"""Prefix caching, plan-ahead and overlap are about speed: with and without them the tokens are the same."""
 
 from pathlib import Path
 
@@ -59,6 +59,15 @@ def test_tokens_and_kept_entries_are_the_oracles(
             assert torch.equal(kept, torch.stack(layers))
     found = engine.scheduler.counters.cached_tokens
     assert (found > 0) == (prefix_caching and options.observe != "spread")
+
+
+def test_compression_between_steps_keeps_what_stall_mode_does(checkpoint: Path) -> None:
+    beside_steps = run(checkpoint, kv_budget=40, shadow_share=0.0)
+    between_steps = run(checkpoint, kv_budget=40, overlap=False)
+    assert between_steps.scheduler.counters.compressions == beside_steps.scheduler.counters.compressions > 0
+    for one, other in zip(between_steps.results.values(), beside_steps.results.values(), strict=True):
+        assert one.tokens == other.tokens
+        assert all(torch.equal(kept, expected) for kept, expected in zip(one.kept, other.kept, strict=True))
 
 
 def test_accumulated_attention_is_never_shared(checkpoint: Path) -> None:

@@ -80,7 +80,7 @@ def test_preemption_and_swapping_change_no_token(
     assert 0 < counters.swaps < counters.preemptions
     check_equal(checkpoint, results, options)
     holdings = engine.scheduler.holdings
-    for pool in (holdings.blocks, holdings.slots, holdings.rows, holdings.host_blocks, holdings.host_slots):
+    for pool in (holdings.blocks, holdings.buffers, holdings.rows, holdings.host_blocks, holdings.host_slots):
         assert pool.num_used == 0
 
 

@@ -61,6 +61,7 @@ def random_pool(block_size: int, scoring: ScoringOptions, dtype: torch.dtype) ->
         head_dim=HEAD_DIM,
         dtype=str(dtype).removeprefix("torch."),
         num_query_slots=3,
+        num_query_buffers=3,
         window=0 if accumulate else scoring.window,
         accumulate=accumulate,
     )

@@ -24,6 +24,7 @@ def random_pool(*, accumulate: bool) -> KVPool:
         head_dim=4,
         dtype="float32",
         num_query_slots=3,
+        num_query_buffers=6,
         window=0 if accumulate else 6,
         accumulate=accumulate,
         num_host_blocks=5,

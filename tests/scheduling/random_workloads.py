@@ -9,7 +9,22 @@ from tools.simulation.decode_rows import EOS, FIRST_TOKEN
 from tools.simulation.simulation import DEADLINE_CHECK_SECONDS, Received, Sent
 from tools.simulation.workload import Event, Preempt, Workload
 from zipage.config import Observe, ScoringOptions
-from zipage.messages import AbortTokens, JobFailed, RefusedTokens, SubmitTokens, TokenOutput, TokenOutputs, TokenRequest
+from zipage.messages import (
+    AbortTokens,
+    CompressionDone,
+    CompressionJob,
+    JobFailed,
+    RefusedTokens,
+    Step,
+    StepResult,
+    SubmitTokens,
+    SwapDone,
+    SwapIn,
+    SwapOut,
+    TokenOutput,
+    TokenOutputs,
+    TokenRequest,
+)
 from zipage.sampling_params import SamplingParams
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.scheduler import MAX_FAILED_JOBS, Scheduler
@@ -19,10 +34,13 @@ def random_limits(numbers: random.Random) -> SchedulerLimits:
     num_blocks, max_num_seqs = numbers.randint(4, 40), numbers.randint(1, 8)
     budget_blocks = min(numbers.choice([0, 2, 2, 3, 3, 5]), num_blocks)
     observe: Observe = numbers.choice(["last", "last", "spread", "all"])
+    overlap = numbers.random() < 0.8
+    num_query_slots = min(max_num_seqs, num_blocks // budget_blocks) if budget_blocks else 0
     return SchedulerLimits(
         num_blocks=num_blocks,
         block_size=8,
-        num_query_slots=min(max_num_seqs, num_blocks // budget_blocks) if budget_blocks else 0,
+        num_query_slots=num_query_slots,
+        num_query_buffers=num_query_slots + numbers.choice([0, 1, 2, 8]),
         max_blocks_per_request=budget_blocks,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=numbers.randint(1, 64),
@@ -31,7 +49,8 @@ def random_limits(numbers: random.Random) -> SchedulerLimits:
         prefix_caching=observe != "all" and numbers.random() < 0.7,
         scoring=ScoringOptions(sinks=2, window=2, observe=observe),
         compress=numbers.choice(["always", "pressure"]),
-        max_shadow_blocks=0 if observe == "all" else numbers.choice([0, 2, 8]),
+        max_shadow_blocks=numbers.choice([0, 2, 8]) if overlap and observe != "all" else 0,
+        overlap=overlap,
         hybrid_scheduling=numbers.random() < 0.6,
         num_host_blocks=numbers.choice([0, 8, 30]),
         num_host_slots=numbers.randint(1, 4),
@@ -109,6 +128,9 @@ class Checker:
     num_tokens: Counter[int] = field(default_factory=Counter)
     ended: set[int] = field(default_factory=set)
     num_events: int = 0
+    stalled: float = 0.0
+    steps_in_flight: int = 0
+    jobs_at_work: int = 0
 
     def received(self, message: Received, now: float) -> None:
         match message:
@@ -116,8 +138,13 @@ class Checker:
                 self.asked |= {request.uid: (request, now) for request in requests}
             case AbortTokens(uids):
                 self.aborted |= set(uids)
+            case StepResult():
+                self.steps_in_flight -= 1
             case JobFailed(uid):
                 self.failures[uid] += 1
+                self.jobs_at_work -= 1
+            case CompressionDone() | SwapDone():
+                self.jobs_at_work -= 1
 
     def sent(self, message: Sent, now: float) -> None:
         match message:
@@ -126,6 +153,11 @@ class Checker:
                     self._check_output(output, now)
             case RefusedTokens():
                 self._check_refusal(message)
+            case Step():
+                self.steps_in_flight += 1
+            case CompressionJob() | SwapOut() | SwapIn():
+                self.jobs_at_work += 1
+        assert self.limits.overlap or not (self.steps_in_flight and self.jobs_at_work), "a step runs beside a job"
 
     def settled(self, scheduler: Scheduler, now: float) -> None:
         self.num_events += 1
@@ -172,3 +204,5 @@ class Checker:
         assert output.metrics is not None
         assert output.metrics.output_tokens == num_tokens
         assert output.metrics.prompt_tokens == len(request.prompt_token_ids)
+        assert 0 <= output.metrics.shadow_stalled <= output.metrics.stalled <= output.metrics.finished - arrived
+        self.stalled += output.metrics.stalled

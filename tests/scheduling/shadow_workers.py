@@ -90,7 +90,9 @@ class ShadowWorkers:
     rows: dict[int, ShadowRow] = field(default_factory=dict)
     gone: list[ShadowRow] = field(default_factory=list)
     jobs: dict[int, Job] = field(default_factory=dict)
+    # Of steps that have not returned, the blocks that they touch and the query buffers that they write.
     touched: dict[int, set[int]] = field(default_factory=dict)
+    recorded: dict[int, set[int]] = field(default_factory=dict)
     cache: dict[tuple[int, int], Hashable] = field(default_factory=dict)
     queries: dict[tuple[int, int], Hashable] = field(default_factory=dict)
     host: dict[tuple[int, int], Hashable] = field(default_factory=dict)
@@ -103,6 +105,7 @@ class ShadowWorkers:
 
     def execute(self, step: Step, token_ids: list[int]) -> StepResult:
         """Apply a step; `token_ids` are what is sampled, in order, repeated as needed."""
+        assert self.limits.overlap or not self.jobs, "a step runs beside a job"
         for row in step.released_rows:
             self.gone.append(self.rows.pop(row))
         for admission in step.admissions:
@@ -127,7 +130,7 @@ class ShadowWorkers:
         return StepResult(step.step_id, sampled, [SampledToken(self.rows[row].token_ids[-1]) for row in sampled])
 
     def returned(self, step_id: int) -> None:
-        del self.touched[step_id]
+        del self.touched[step_id], self.recorded[step_id]
 
     def _admitted(self, admission: Admission) -> ShadowRow:
         uid = admission.params.seed
@@ -193,13 +196,16 @@ class ShadowWorkers:
         touched = {block for work in step.work for block in self.rows[work.row].table}
         assert not self._written() & touched, "a step touches blocks that an open job writes"
         self.touched[step.step_id] = touched
-        slots = [row.query_buffer // 2 for row in self.rows.values() if row.query_buffer >= 0]
-        assert len(set(slots)) == len(slots)
+        buffers = [row.query_buffer for row in self.rows.values() if row.query_buffer >= 0]
+        assert len(set(buffers)) == len(buffers)
+        assert set(buffers) <= set(range(limits.num_query_buffers))
+        self.recorded[step.step_id] = {self.rows[work.row].query_buffer for work in step.work} - {-1}
 
     # ---- the compression worker -------------------------------------------------------------------------------------
 
     def accept(self, jobs: list[Job]) -> None:
         for job in jobs:
+            assert self.limits.overlap or not self.touched, "a job runs beside a step"
             assert job.uid not in self.jobs
             if isinstance(job, CompressionJob):
                 assert job.keep < job.num_entries <= len(job.block_table) * self.limits.block_size
@@ -212,6 +218,9 @@ class ShadowWorkers:
                     self._bring_back(row)
             for blocks in self.touched.values():
                 assert not blocks & set(_targets(job)), "a job writes blocks of a step in flight"
+            assert all(job.query_buffer not in buffers for buffers in self.recorded.values()), (
+                "a job uses a query buffer of a step in flight"
+            )
 
     def finish(self, uid: int) -> JobAnswer:
         """Run a job: check what it reads, write what it keeps."""

@@ -20,7 +20,10 @@ def make_scheduler(**overrides) -> Scheduler:
         "prefix_caching": False,
         "scoring": ScoringOptions(window=4),
     }
-    return Scheduler(SchedulerLimits(**{**limits, **overrides}))
+    limits |= overrides
+    # As many spare buffers as shadow jobs can want.
+    buffers = limits["num_query_slots"] + limits.get("max_shadow_blocks", 0)
+    return Scheduler(SchedulerLimits(**{"num_query_buffers": buffers, **limits}))
 
 
 def request(uid: int, prompt: int, **params) -> TokenRequest:

@@ -155,6 +155,37 @@ def test_shadow_jobs_together_stay_under_their_cap() -> None:
     assert scheduler.num_compressing == 2
 
 
+@pytest.mark.parametrize(("num_spare", "num_shadow"), [(0, 0), (1, 1), (2, 2), (3, 2)])
+def test_every_shadow_job_has_a_spare_query_buffer(num_spare: int, num_shadow: int) -> None:
+    scheduler = make_scheduler(
+        num_blocks=40,
+        num_query_slots=2,
+        num_query_buffers=2 + num_spare,
+        max_blocks_per_request=3,
+        max_shadow_blocks=20,
+        max_num_batched_tokens=200,
+    )
+    scheduler.add([request(uid, 24) for uid in range(2)], 0.0)
+    run_step(scheduler)
+    step = scheduler.plan()
+    assert ([work.row for work in step.work] if step is not None else []) == list(range(num_shadow))
+    assert scheduler.num_compressing == 2 - num_shadow
+    assert [job.query_buffer for job in scheduler.plan_jobs()] == [0, 1]
+    assert (scheduler.holdings.slots_used, scheduler.holdings.buffers.num_used) == (2, 2 + num_shadow)
+    for uid in range(2):
+        scheduler.finish_job(CompressionDone(uid, 0), 0.0)
+    assert (scheduler.holdings.slots_used, scheduler.holdings.buffers.num_used) == (2, 2)
+    assert scheduler.integrity_errors() == []
+
+
+def test_spare_query_buffers_are_promised_to_nobody() -> None:
+    scheduler = make_scheduler(**SHADOW, num_query_buffers=2)
+    scheduler.add([request(0, 24), request(1, 10)], 0.0)
+    run_step(scheduler)
+    assert scheduler.holdings.buffers.num_free == 1
+    assert states(scheduler) == {0: (24, True), 1: (10, False)}
+
+
 def test_aborting_during_a_shadow_job_frees_everything_when_both_are_done() -> None:
     scheduler = make_scheduler(**SHADOW)
     scheduler.add([request(0, 24)], 0.0)
@@ -163,10 +194,10 @@ def test_aborting_during_a_shadow_job_frees_everything_when_both_are_done() -> N
     assert scheduler.plan_jobs()
     scheduler.abort([0], 0.0)
     scheduler.finish_job(CompressionDone(0, 0), 0.0)
-    assert scheduler.holdings.blocks.num_used == 6
+    assert (scheduler.holdings.blocks.num_used, scheduler.holdings.buffers.num_used) == (6, 2)
     scheduler.finish_step(answer(step, [0]), 0.0)
     assert scheduler.is_idle
-    assert scheduler.holdings.blocks.num_used == 0
+    assert (scheduler.holdings.blocks.num_used, scheduler.holdings.buffers.num_used) == (0, 0)
 
 
 def test_a_long_prompt_never_holds_more_than_its_budget_and_a_chunk() -> None:
@@ -228,13 +259,15 @@ def test_a_failed_compression_is_computed_again_and_in_the_end_an_error(limits: 
         step = scheduler.plan()
         assert scheduler.plan_jobs()
         outputs = scheduler.finish_job(JobFailed(0, "no memory"), 0.0)
+        # The job's buffer has come back at once, or does so when the request that has ended is not touched any more.
+        assert outputs or scheduler.holdings.buffers.num_used == scheduler.holdings.slots_used
         if step is not None:
             scheduler.finish_step(answer(step, [0]), 0.0)
         assert scheduler.counters.failed_jobs == attempt + 1
         assert scheduler.integrity_errors() == []
     assert [(output.finish_reason, output.metrics.preemptions) for output in outputs] == [("error", MAX_FAILED_JOBS)]
     assert scheduler.is_idle
-    assert scheduler.holdings.blocks.num_used == 0
+    assert (scheduler.holdings.blocks.num_used, scheduler.holdings.buffers.num_used) == (0, 0)
 
 
 def test_a_prompt_that_is_found_again_is_still_pinned() -> None:

@@ -76,7 +76,7 @@ def test_a_compressed_request_is_displaced_to_host_memory_and_comes_back() -> No
     run_step(scheduler)
     (out,) = jobs_of(scheduler)
     assert isinstance(out, SwapOut)
-    assert (out.block_table, out.query_buffer) == ([0, 1, 2], 1)
+    assert (out.block_table, out.query_buffer) == ([0, 1, 2], 0)
     assert scheduler.num_swapped == 1
     scheduler.finish_job(SwapDone(0), 0.0)
     assert running(scheduler) == []
@@ -84,13 +84,13 @@ def test_a_compressed_request_is_displaced_to_host_memory_and_comes_back() -> No
         run_step(scheduler)
     (back,) = jobs_of(scheduler)
     assert isinstance(back, SwapIn)
-    assert (back.host_blocks, back.host_slot, back.query_buffer) == (out.host_blocks, out.host_slot, 1)
+    assert (back.host_blocks, back.host_slot, back.query_buffer) == (out.host_blocks, out.host_slot, 0)
     scheduler.finish_job(SwapDone(0), 0.0)
     step = scheduler.plan()
     assert (step.admissions[0].position, step.admissions[0].resident_length) == (25, 17)
     assert step.admissions[0].block_table == back.block_table
     (recording,) = step.recording_updates
-    assert (recording.query_buffer, recording.interval_start) == (1, 24)
+    assert (recording.query_buffer, recording.interval_start) == (0, 24)
     assert [work.num_tokens for work in step.work] == [1]
     assert scheduler.holdings.host_blocks.num_used == 0
 

@@ -141,8 +141,8 @@ def test_a_request_is_compressed_when_its_last_block_is_full() -> None:
     scheduler.finish_job(CompressionDone(0, 0), 0.0)
     step = scheduler.plan()
     assert step.table_updates[0].block_table == job.block_table
-    # The next interval is recorded in the other half of the slot.
-    assert (step.recording_updates[0].query_buffer, step.recording_updates[0].interval_start) == (1, 24)
+    # The next interval is recorded where the last one was.
+    assert (step.recording_updates[0].query_buffer, step.recording_updates[0].interval_start) == (0, 24)
     assert step.table_updates[0].resident_length == 16
     assert step.work[0].new_blocks == []
 
@@ -168,7 +168,7 @@ def test_aborting_during_a_job_frees_blocks_only_when_it_is_done() -> None:
     assert not scheduler.is_idle
     scheduler.finish_job(CompressionDone(0, 0), 0.0)
     assert scheduler.holdings.blocks.num_used == 0
-    assert scheduler.holdings.slots.num_used == 0
+    assert scheduler.holdings.buffers.num_used == 0
     assert scheduler.is_idle
 
 

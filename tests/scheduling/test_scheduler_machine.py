@@ -24,10 +24,13 @@ def draw_limits(data: st.DataObject) -> SchedulerLimits:
     budget_blocks = min(budget_blocks, num_blocks)
     max_num_seqs = data.draw(st.integers(1, 8))
     observe = data.draw(st.sampled_from(["last", "last", "spread", "all"]))
+    overlap = data.draw(st.sampled_from([True, True, True, False]))
+    num_query_slots = min(max_num_seqs, num_blocks // budget_blocks) if budget_blocks else 0
     return SchedulerLimits(
         num_blocks=num_blocks,
         block_size=block_size,
-        num_query_slots=min(max_num_seqs, num_blocks // budget_blocks) if budget_blocks else 0,
+        num_query_slots=num_query_slots,
+        num_query_buffers=num_query_slots + data.draw(st.sampled_from([1, 2, 0, 8])),
         max_blocks_per_request=budget_blocks,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=data.draw(st.integers(1, 64)),
@@ -36,7 +39,8 @@ def draw_limits(data: st.DataObject) -> SchedulerLimits:
         prefix_caching=data.draw(st.booleans()) and observe != "all",
         scoring=ScoringOptions(sinks=2, window=2, observe=observe, pin_prompt=data.draw(st.booleans())),
         compress=data.draw(st.sampled_from(["always", "always", "pressure"])),
-        max_shadow_blocks=data.draw(st.sampled_from([0, 4, 30])) if observe != "all" else 0,
+        max_shadow_blocks=data.draw(st.sampled_from([0, 4, 30])) if overlap and observe != "all" else 0,
+        overlap=overlap,
         hybrid_scheduling=data.draw(st.booleans()),
         num_host_blocks=data.draw(st.sampled_from([60, 8, 0])),
         num_host_slots=data.draw(st.integers(1, 4)),
@@ -185,9 +189,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.live
         assert self.scheduler.is_idle
         held = self.scheduler.holdings
-        for pool in (held.blocks, held.slots, held.rows, held.host_blocks, held.host_slots):
+        for pool in (held.blocks, held.buffers, held.rows, held.host_blocks, held.host_slots):
             assert pool.num_used == 0
-        assert held.reserved_blocks == 0
+        assert (held.reserved_blocks, held.slots_used) == (0, 0)
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -39,12 +39,13 @@ def run_case(seed: int) -> None:
     simulation = Simulation(limits, costs, workload, [checker])
     simulation.run(TIME_LIMIT)
     assert checker.ended == {request.uid for request in workload.requests}
-    held = simulation.scheduler.holdings
+    held, counters = simulation.scheduler.holdings, simulation.scheduler.counters
+    assert counters.stalled_seconds == pytest.approx(checker.stalled)
     assert simulation.scheduler.is_idle
     assert simulation.scheduler.integrity_errors() == []
-    for pool in (held.blocks, held.slots, held.rows, held.host_blocks, held.host_slots):
+    for pool in (held.blocks, held.buffers, held.rows, held.host_blocks, held.host_slots):
         assert pool.num_used == 0
-    assert held.reserved_blocks == 0
+    assert (held.reserved_blocks, held.slots_used) == (0, 0)
 
 
 @pytest.mark.parametrize("first_seed", range(0, NUM_WORKLOADS, BATCH))
@@ -93,6 +94,7 @@ def plain_limits(max_steps_in_flight: int, max_shadow_blocks: int) -> SchedulerL
         num_blocks=20,
         block_size=8,
         num_query_slots=2,
+        num_query_buffers=4,
         max_blocks_per_request=2,
         max_num_seqs=2,
         max_num_batched_tokens=64,
@@ -196,6 +198,15 @@ def test_stall_beside_a_step_that_was_planned_ahead() -> None:
     # Without planning ahead it sits out the step from 9 s to 10 s alone.
     summary = summary_of(plain_limits(1, 0), plain_costs(job_seconds=0.25), workload)
     assert summary.stalled_share == pytest.approx(1.0 / (11.0 + 14.0))
+
+
+@pytest.mark.parametrize("max_steps_in_flight", [1, 2])
+def test_without_overlap_everyone_waits_for_a_compression(max_steps_in_flight: int) -> None:
+    limits = replace(plain_limits(max_steps_in_flight, 0), overlap=False)
+    summary = summary_of(limits, plain_costs(job_seconds=0.25), plain_workload((10, None), (14, 0)))
+    assert (summary.seconds, summary.steps) == (14.25, 14)
+    assert summary.stalled_share == pytest.approx(0.25 / (10.25 + 14.25))
+    assert summary.decode_idle_share == pytest.approx(0.25 / 14.25)
 
 
 def test_a_shadow_job_stalls_only_behind_a_full_tail() -> None:

@@ -19,7 +19,7 @@ from zipage.models.config import GenerationDefaults
 from zipage.sampling_params import SamplingParams
 from zipage.text.frontend import ModelText, Outbox, TextFrontend
 
-METRICS = RequestMetrics(1.0, 2.0, 3.0, 4, 5, 0, 6, 0, 0)
+METRICS = RequestMetrics(1.0, 2.0, 3.0, 4, 5, 0, 6, 0, 0, 0.0, 0.0)
 A, B = b"client-a", b"client-b"
 EOS = 2
 

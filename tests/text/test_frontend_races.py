@@ -26,7 +26,7 @@ from zipage.models.config import GenerationDefaults
 from zipage.sampling_params import SamplingParams
 from zipage.text.frontend import ModelText, Outbox, TextFrontend
 
-METRICS = RequestMetrics(0.0, 0.0, 0.0, 1, 1, 0, 1, 0, 0)
+METRICS = RequestMetrics(0.0, 0.0, 0.0, 1, 1, 0, 1, 0, 0, 0.0, 0.0)
 CLIENTS = (b"a", b"b", b"c")
 
 

@@ -104,4 +104,4 @@ def is_stalled(request: Request, limits: SchedulerLimits) -> bool:
 
 def lacks_slot(request: Request, limits: SchedulerLimits) -> bool:
     """Whether a running request that no step in flight touches can compute nothing before it has a query slot."""
-    return request.query_slot < 0 and allowed_tokens(request, limits) <= 0
+    return request.query_buffer < 0 and allowed_tokens(request, limits) <= 0

@@ -56,6 +56,11 @@ ENGINE_OPTIONS = (
         "decoding meanwhile; 0 has every one wait [0.1].",
     ),
     click.option(
+        "--overlap/--no-overlap",
+        default=None,
+        help="Compress while decoding goes on; off: between steps, for comparison [on].",
+    ),
+    click.option(
         "--hybrid-scheduling/--no-hybrid-scheduling",
         default=None,
         help="Under a budget, run requests without a query slot on blocks that nobody needs yet [on].",

@@ -24,7 +24,7 @@ class KVPool:
         scores: [num_layers, num_blocks, num_kv_heads, b] float32, the global score of entries that survived a
             compression; of no size without query slots.
         observed: the same shape, attention that entries got from observed queries; None unless `accumulate`.
-        queries: [num_layers, 2 * num_query_slots, window, num_query_heads, head_dim].
+        queries: [num_layers, num_query_buffers, window, num_query_heads, head_dim].
     """
 
     geometry: PoolGeometry
@@ -118,7 +118,7 @@ def open_pool(export: PoolExport, descriptor: int | None) -> KVPool:
 def _layout(geometry: PoolGeometry) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
     cache_dtype: torch.dtype = getattr(torch, geometry.dtype)
     entries = (geometry.num_layers, geometry.num_blocks, geometry.num_kv_heads, geometry.block_size)
-    buffers = (geometry.num_layers, 2 * geometry.num_query_slots, geometry.window)
+    buffers = (geometry.num_layers, geometry.num_query_buffers, geometry.window)
     layout: list[tuple[str, tuple[int, ...], torch.dtype]] = [
         ("keys", (*entries, geometry.head_dim), cache_dtype),
         ("values", (*entries, geometry.head_dim), cache_dtype),

@@ -1,5 +1,6 @@
-"""How many blocks and query slots fit into the memory that the KV cache may use; imports no torch."""
+"""How many blocks and query buffers fit into the memory that the KV cache may use; imports no torch."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from zipage.config import EngineConfig
@@ -15,11 +16,10 @@ SCORE_BYTES = 4
 def choose_geometry(
     config: EngineConfig, model: ModelConfig, dtype: str, pool_bytes: int, swap_bytes: int
 ) -> PoolGeometry:
-    """Split `pool_bytes` into KV blocks and, under a budget, query slots, and `swap_bytes` of host memory likewise.
+    """Split `pool_bytes` into KV blocks and, under a budget, query buffers, and `swap_bytes` of host memory likewise.
 
-    There are `M = pool_bytes // (N_max * block_bytes + slot_bytes)` query slots, at most `max_num_seqs`, so that all
-    their holders can reach `N_max` blocks together (arXiv 2603.08743); what they leave is blocks. A slot is two buffers
-    in the pool and one in host memory.
+    The holders of all `M` query slots can reach `N_max` blocks together (arXiv 2603.08743), and what the query buffers
+    leave is blocks; `_slots_and_buffers` has the rule.
 
     Raises:
         ConfigError: not even one request would fit.
@@ -31,20 +31,19 @@ def choose_geometry(
     window = config.scoring.window if blocks_per_request and not accumulate else 0
     block_bytes = _block_bytes(config, model, dtype, accumulate)
     buffer_bytes = model.num_layers * window * model.num_query_heads * model.head_dim * DTYPE_BYTES[dtype]
-    slot_bytes, slots, host_slots = 2 * buffer_bytes, 0, 0
+    # More blocks than all running sequences can fill would only take memory from others.
+    sizes = _Sizes(pool_bytes, block_bytes, buffer_bytes, blocks_per_request, config.max_num_seqs * longest)
+    slots = buffers = host_slots = 0
     if blocks_per_request:
-        slots = min(config.max_num_seqs, pool_bytes // (blocks_per_request * block_bytes + slot_bytes))
-        if slots < 1:
-            request_gib = (blocks_per_request * block_bytes + slot_bytes) / GIB
+        if pool_bytes < sizes.request_bytes:
             raise ConfigError(
                 f"the KV cache of {pool_bytes / GIB:.3g} GiB does not hold one request of {blocks_per_request} blocks "
-                f"({request_gib:.3g} GiB): raise kv_cache_gb or lower kv_budget"
+                f"({sizes.request_bytes / GIB:.3g} GiB): raise kv_cache_gb or lower kv_budget"
             )
+        slots, buffers = _slots_and_buffers(config, sizes)
         # More requests than can run at once are hardly ever swapped together.
-        host_slots = min(config.max_num_seqs, swap_bytes // (blocks_per_request * block_bytes + buffer_bytes))
-    # More blocks than all running sequences can fill would only take memory from others.
-    useful_blocks = config.max_num_seqs * longest
-    num_blocks = min((pool_bytes - slots * slot_bytes) // block_bytes, useful_blocks)
+        host_slots = min(config.max_num_seqs, swap_bytes // sizes.request_bytes)
+    num_blocks = sizes.num_blocks(buffers)
     if num_blocks < 1:
         raise ConfigError(
             f"the KV cache of {pool_bytes / GIB:.3g} GiB does not hold one block ({block_bytes / GIB:.3g} GiB): "
@@ -59,11 +58,54 @@ def choose_geometry(
         head_dim=model.head_dim,
         dtype=dtype,
         num_query_slots=slots,
+        num_query_buffers=buffers,
         window=window,
         accumulate=accumulate,
         num_host_blocks=min(swap_bytes // block_bytes, host_slots * blocks_per_request),
         num_host_slots=host_slots,
     )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Bytes of a pool, of a block and of a query buffer; `N_max`, and the most blocks that are of use."""
+
+    pool_bytes: int
+    block_bytes: int
+    buffer_bytes: int
+    blocks_per_request: int
+    useful_blocks: int
+
+    @property
+    def request_bytes(self) -> int:
+        """What is promised with a query slot."""
+        return self.blocks_per_request * self.block_bytes + self.buffer_bytes
+
+    def num_blocks(self, buffers: int) -> int:
+        """Blocks of a pool with so many query buffers."""
+        return min((self.pool_bytes - buffers * self.buffer_bytes) // self.block_bytes, self.useful_blocks)
+
+
+def _slots_and_buffers(config: EngineConfig, sizes: _Sizes) -> tuple[int, int]:
+    """Query slots `M`, and query buffers: one for each slot, and spare ones for shadow jobs.
+
+    With `wanted(M)` the jobs of requests of `N_max` blocks that `shadow_share` has room for at once, of the blocks that
+    `M` buffers leave (at least one job where any is possible, at most `M`), `M` is the largest number, at most
+    `max_num_seqs`, with
+
+        M * (N_max * block_bytes + buffer_bytes) + ceil(wanted(M) / 2) * buffer_bytes <= pool_bytes
+
+    and the spare buffers are as many of `wanted(M)` as `M` requests leave room for. A slot costs as much as many spare
+    buffers, so not all of these are worth a slot; with less than half, shadow mode would depend on chance.
+    """
+    most = min(config.max_num_seqs, sizes.pool_bytes // sizes.request_bytes)
+    for slots in range(most, 0, -1):
+        shadow_blocks = config.max_shadow_blocks(sizes.num_blocks(slots))
+        wanted = min(slots, max(min(1, shadow_blocks), shadow_blocks // (sizes.blocks_per_request - 1)))
+        left = sizes.pool_bytes - slots * sizes.request_bytes
+        if left >= (wanted + 1) // 2 * sizes.buffer_bytes:
+            break
+    return slots, slots + min(wanted, left // max(1, sizes.buffer_bytes))
 
 
 def effective_max_model_len(config: EngineConfig, model: ModelConfig, geometry: PoolGeometry) -> int:

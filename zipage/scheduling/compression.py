@@ -15,7 +15,7 @@ from zipage.scheduling.step_plan import StepPlan
 
 def is_due(request: Request, limits: SchedulerLimits) -> bool:
     """Whether the request must be compressed before its next token is computed."""
-    if request.job is not None or request.query_slot < 0:
+    if request.job is not None or request.query_buffer < 0:
         return False
     if request.state not in (RequestState.PREFILLING, RequestState.RUNNING):
         return False
@@ -38,6 +38,7 @@ def can_shadow(request: Request, holdings: Holdings, shadow_blocks: int, spare_b
     return (
         shadow_blocks + fresh <= limits.max_shadow_blocks
         and holdings.blocks.num_free > fresh + spare_blocks
+        and holdings.num_spare_buffers > 0
         # A prompt waits: its chunks would write far more than one block behind its full ones.
         and request.position >= request.prefill_length
         and request.resident_length == len(request.block_table) * limits.block_size
@@ -45,12 +46,16 @@ def can_shadow(request: Request, holdings: Holdings, shadow_blocks: int, spare_b
 
 
 def begin_shadow(request: Request, holdings: Holdings, step: StepPlan) -> None:
-    """Take blocks for the survivors; from `step` on, the request's tokens belong to its next interval."""
+    """Take blocks for the survivors; from `step` on, the request's tokens belong to its next interval.
+
+    The queries of that interval go to a spare buffer, because the job reads those of the last one meanwhile.
+    """
     fresh = holdings.blocks.take(request.max_blocks - 1)
     message = _make_message(request, fresh, holdings.limits)
     # Tokens of planned steps are still missing among the entries that the job reads.
-    after = request.steps_planned
-    request.job = OpenJob(JobKind.SHADOW, message, request.resident_length, fresh, after)
+    after, lent = request.steps_planned, holdings.lend_buffer(request)
+    request.job = OpenJob(JobKind.SHADOW, message, request.resident_length, fresh, after, lent)
+    request.stalls.is_shadow = True
     _begin_interval(request, len(fresh) * holdings.limits.block_size, holdings.limits)
     step.update_recording(request)
 
@@ -75,6 +80,7 @@ def begin_stall(request: Request, holdings: Holdings) -> bool:
     next_table = [fresh.get(block, block) for block in head]
     message = _make_message(request, next_table[: request.max_blocks - 1], holdings.limits)
     request.move_to(RequestState.COMPRESSING)
+    request.stalls.is_shadow = False
     request.job = OpenJob(JobKind.STALL, message, request.resident_length, next_table, request.steps_planned)
     return True
 
@@ -89,6 +95,7 @@ def finish_compression(request: Request, job: OpenJob, done: CompressionDone, ho
     request.num_survivors, request.num_pinned = kept, done.num_pinned
     request.resident_length = kept + tail
     if job.kind is JobKind.SHADOW:
+        holdings.buffers.give_back([job.lent_buffer])
         num_read = limits.blocks_for(job.num_entries)
         _retire(request, request.block_table[:num_read], holdings)
         request.block_table = job.next_table + request.block_table[num_read:]
@@ -102,10 +109,12 @@ def finish_compression(request: Request, job: OpenJob, done: CompressionDone, ho
 
 
 def drop_job(request: Request, holdings: Holdings) -> None:
-    """Take back the blocks of a job that will not be done; the request's KV is to be computed again."""
+    """Take back the blocks and the buffer of a job that will not be done; the request's KV is to be computed again."""
     if request.job is not None:
         held = set(request.block_table)
         holdings.blocks.give_back([block for block in request.job.next_table if block not in held])
+        if request.job.lent_buffer >= 0:
+            holdings.buffers.give_back([request.job.lent_buffer])
         request.job = None
     request.is_broken = request.is_paused = True
 
@@ -133,8 +142,7 @@ def _make_message(request: Request, target_blocks: list[int], limits: SchedulerL
 
 
 def _begin_interval(request: Request, resident_length: int, limits: SchedulerLimits) -> None:
-    """Record queries in the slot's other buffer from here on; the interval begins with `resident_length` entries."""
-    request.query_half = 1 - request.query_half
+    """Begin the observed interval at the next token, with `resident_length` entries."""
     request.interval_start = request.position
     request.next_compression = next_compression(request, resident_length, limits)
     request.observe_from = observation_start(request, resident_length, limits)

@@ -1,4 +1,4 @@
-"""What requests hold of the engine, and how it changes hands: blocks, query slots, rows, and host memory."""
+"""What requests hold of the engine, and how it changes hands: blocks, query buffers, rows, and host memory."""
 
 import os
 from collections.abc import Sequence
@@ -15,17 +15,19 @@ class Holdings:
     """The pools, and the only code that moves anything between them and requests.
 
     `reserved_blocks` is the sum over all guaranteed requests, at most the size of the pool: together they can always
-    reach what they need, whatever others hold meanwhile.
+    reach what they need, whatever others hold meanwhile. A query slot is the promise of one query buffer; `slots_used`
+    requests have it. The buffers that are not promised are spare ones, for shadow jobs.
     """
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self.blocks = BlockPool(limits.num_blocks)
-        self.slots = IdPool("query slot", limits.num_query_slots)
+        self.buffers = IdPool("query buffer", limits.num_query_buffers)
         self.rows = IdPool("row", limits.max_num_seqs)
         self.host_blocks = IdPool("host block", limits.num_host_blocks)
         self.host_slots = IdPool("host slot", limits.num_host_slots)
         self.reserved_blocks = 0
+        self.slots_used = 0
         # Hashes that a client could compute would let it probe for others' prompts.
         self._salt = os.urandom(32)
 
@@ -48,15 +50,16 @@ class Holdings:
 
     def can_guarantee(self, request: Request) -> bool:
         """Whether a query slot is free, where the request needs one, and its blocks can be reserved."""
-        if request.next_compression != NEVER and request.query_slot < 0 and not self.slots.num_free:
+        if request.next_compression != NEVER and request.query_buffer < 0 and not self.num_free_slots:
             return False
         return self.reserved_blocks + peak_blocks(request, self.limits) <= self.limits.num_blocks
 
     def guarantee(self, request: Request) -> None:
         """Reserve the request's blocks, and give it a query slot where it can be compressed."""
         self.reserve_again(request)
-        if request.next_compression != NEVER and request.query_slot < 0:
-            (request.query_slot,) = self.slots.take(1)
+        if request.next_compression != NEVER and request.query_buffer < 0:
+            (request.query_buffer,) = self.buffers.take(1)
+            self.slots_used += 1
 
     def reserve_again(self, request: Request) -> None:
         """Reserve what a guaranteed request needs from here on, in place of what it needed before."""
@@ -71,12 +74,29 @@ class Holdings:
     def release_cache(self, request: Request) -> None:
         """Take back the request's blocks, query slot and reservation."""
         self.blocks.give_back(request.held_blocks)
+        self.buffers.give_back(request.held_buffers)
+        self.slots_used -= request.query_buffer >= 0
         request.block_table, request.job, request.retiring = [], None, None
-        request.num_registered = 0
-        if request.query_slot >= 0:
-            self.slots.give_back([request.query_slot])
-            request.query_slot = -1
+        request.num_registered, request.query_buffer = 0, -1
         self._reserve(request, 0)
+
+    # ---- query buffers ----------------------------------------------------------------------------------------------
+
+    @property
+    def num_free_slots(self) -> int:
+        """Requests that can still be promised a query buffer."""
+        return self.limits.num_query_slots - self.slots_used
+
+    @property
+    def num_spare_buffers(self) -> int:
+        """Free query buffers beyond those that are or can be promised: as many shadow jobs may begin."""
+        return self.buffers.num_free - self.num_free_slots
+
+    def lend_buffer(self, request: Request) -> int:
+        """Leave the request's query buffer, which is returned, to its shadow job; it gets a spare one in its place."""
+        lent = request.query_buffer
+        (request.query_buffer,) = self.buffers.take(1)
+        return lent
 
     # ---- blocks -----------------------------------------------------------------------------------------------------
 
@@ -135,11 +155,16 @@ class Holdings:
     # ---- checks -----------------------------------------------------------------------------------------------------
 
     def integrity_errors(self, holders: Sequence[Request]) -> list[str]:
-        """What is wrong with the ownership of blocks, slots, rows and host memory; empty for a sound engine."""
+        """What is wrong with the ownership of blocks, buffers, rows and host memory; empty for a sound engine."""
         errors = integrity_errors(holders, self, self.limits)
         reserved = sum(request.reserved_blocks for request in holders)
         if not reserved == self.reserved_blocks <= self.limits.num_blocks:
             errors.append(f"{reserved} of {self.limits.num_blocks} blocks are reserved, not {self.reserved_blocks}")
+        slots = sum(request.query_buffer >= 0 for request in holders)
+        if not slots == self.slots_used <= self.limits.num_query_slots:
+            errors.append(f"{slots} of {self.limits.num_query_slots} query slots are used, not {self.slots_used}")
+        if self.num_spare_buffers < 0:
+            errors.append(f"{-self.num_spare_buffers} query buffers that are promised are lent")
         return errors
 
     def _reserve(self, request: Request, count: int) -> None:

@@ -1,4 +1,4 @@
-"""A pool of small integers with one owner each: query slots, and rows of the decode worker."""
+"""A pool of small integers with one owner each: query buffers, and rows of the decode worker."""
 
 from collections.abc import Iterable
 

@@ -14,7 +14,7 @@ class Pools(Protocol):
     """The pools whose ownership is checked."""
 
     blocks: BlockPool
-    slots: IdPool
+    buffers: IdPool
     rows: IdPool
     host_blocks: IdPool
     host_slots: IdPool
@@ -24,7 +24,7 @@ def integrity_errors(holders: Sequence[Request], pools: Pools, limits: Scheduler
     """Compare what requests hold with what the pools have given out; an empty list is a sound engine."""
     places = [request.host_place for request in holders if request.host_place is not None]
     errors = _block_errors(pools.blocks, Counter(block for request in holders for block in request.held_blocks))
-    errors += _ownership_errors(pools.slots, (request.query_slot for request in holders if request.query_slot >= 0))
+    errors += _ownership_errors(pools.buffers, (buffer for request in holders for buffer in request.held_buffers))
     errors += _ownership_errors(pools.rows, (request.row for request in holders if request.row >= 0))
     errors += _ownership_errors(pools.host_blocks, (block for place in places for block in place.blocks))
     errors += _ownership_errors(pools.host_slots, (place.slot for place in places))
@@ -42,7 +42,7 @@ def _request_errors(request: Request, limits: SchedulerLimits) -> Iterator[str]:
         yield (
             f"request {request.uid}: {request.num_survivors} survivors, {entries} entries, position {request.position}"
         )
-    if request.is_guaranteed and request.query_slot < 0 and request.next_compression != NEVER:
+    if request.is_guaranteed and request.query_buffer < 0 and request.next_compression != NEVER:
         yield f"request {request.uid} is guaranteed and has no query slot"
 
 

@@ -14,7 +14,9 @@ class SchedulerLimits:
 
     Attributes:
         num_blocks, block_size: the KV pool, `block_size` entries a block.
-        num_query_slots: requests that can be compressed at the same time; 0 without a budget.
+        num_query_slots: requests that can be promised a query buffer, without which none is compressed; 0 without a
+            budget.
+        num_query_buffers: one for each slot, and spare ones for shadow jobs.
         max_blocks_per_request: `N_max` of requests that bring no budget of their own, 0 without a budget.
         max_num_seqs: requests that hold a row of the decode worker.
         max_num_batched_tokens: tokens of one step.
@@ -24,6 +26,7 @@ class SchedulerLimits:
         scoring: what is observed, for the numbers that a compression job names.
         compress: `always`, or only under `pressure`.
         max_shadow_blocks: blocks that jobs may hold beyond the requests' own; 0 is stall mode always.
+        overlap: jobs run beside steps; otherwise both wait for each other.
         hybrid_scheduling: requests that can be compressed may begin without a query slot.
         num_host_blocks, num_host_slots: host memory for swapped requests.
         max_waiting: unfinished completions beyond `max_num_seqs`, 0 for any number.
@@ -32,6 +35,7 @@ class SchedulerLimits:
     num_blocks: int
     block_size: int
     num_query_slots: int
+    num_query_buffers: int
     max_blocks_per_request: int
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -41,6 +45,7 @@ class SchedulerLimits:
     scoring: ScoringOptions
     compress: Compress = "always"
     max_shadow_blocks: int = 0
+    overlap: bool = True
     hybrid_scheduling: bool = True
     num_host_blocks: int = 0
     num_host_slots: int = 0
@@ -52,6 +57,7 @@ class SchedulerLimits:
             num_blocks=geometry.num_blocks,
             block_size=geometry.block_size,
             num_query_slots=geometry.num_query_slots,
+            num_query_buffers=geometry.num_query_buffers,
             max_blocks_per_request=config.max_blocks_per_request,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
@@ -61,8 +67,8 @@ class SchedulerLimits:
             prefix_caching=config.prefix_caching and not geometry.accumulate,
             scoring=config.scoring,
             compress=config.compress,
-            # While a job reads accumulated attention, nobody may add to it.
-            max_shadow_blocks=int(config.shadow_share * geometry.num_blocks) if geometry.window else 0,
+            max_shadow_blocks=config.max_shadow_blocks(geometry.num_blocks) if geometry.num_query_slots else 0,
+            overlap=config.overlap,
             hybrid_scheduling=config.hybrid_scheduling,
             num_host_blocks=geometry.num_host_blocks,
             num_host_slots=geometry.num_host_slots,

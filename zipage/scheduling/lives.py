@@ -20,6 +20,8 @@ class Counters:
     steps: int = 0
     compressions: int = 0
     shadow_compressions: int = 0
+    blocks_freed: int = 0
+    stalled_seconds: float = 0.0
     failed_jobs: int = 0
     preemptions: int = 0
     swaps: int = 0
@@ -39,6 +41,7 @@ class Lives:
         draining: ended ones whose blocks a step or a job still touches.
         at_work: those whose job the compression worker has.
         step: the step that is being planned.
+        now: the time of the last event, right after which a step is planned; in seconds of the caller's clock.
     """
 
     def __init__(self, limits: SchedulerLimits) -> None:
@@ -52,6 +55,7 @@ class Lives:
         self.draining: dict[int, Request] = {}
         self.at_work: dict[int, Request] = {}
         self.step = StepPlan()
+        self.now = 0.0
 
     def holders(self) -> Iterator[Request]:
         """All requests that hold something."""
@@ -84,7 +88,7 @@ class Lives:
     def guarantee(self, request: Request) -> None:
         """Promise a running request what it needs to its end."""
         self.holdings.guarantee(request)
-        if request.query_slot >= 0:
+        if request.query_buffer >= 0:
             self.step.update_recording(request)
 
     def bring_back(self, request: Request) -> None:
@@ -97,6 +101,7 @@ class Lives:
     def preempt(self, request: Request) -> None:
         """Take back what a request holds that nothing touches: its KV goes to host memory, or is computed again."""
         self.running.remove(request)
+        self.end_stall(request)
         request.preemptions += 1
         self.counters.preemptions += 1
         keeps_cache = request.is_compressed and not request.is_broken
@@ -132,13 +137,27 @@ class Lives:
 
     def finish_compression(self, request: Request, job: OpenJob, done: CompressionDone) -> None:
         """Let a request go on with its survivors."""
+        # The wait for this job, before the next one begins, which may be of the other kind.
+        self.counters.stalled_seconds += request.stalls.count(self.now)
         finish_compression(request, job, done, self.holdings)
         self.step.update_table(request)
         self.counters.compressions += 1
+        self.counters.blocks_freed += self.limits.blocks_for(job.num_entries) - (request.max_blocks - 1)
         if job.kind is JobKind.SHADOW:
             self.counters.shadow_compressions += 1
         else:
             self.step.update_recording(request)
+
+    # ---- stalls -----------------------------------------------------------------------------------------------------
+
+    def begin_stall(self, request: Request) -> None:
+        """Note that no token of a request is planned, because a compression is due or not done."""
+        request.stalls.begin(self.now)
+
+    def end_stall(self, request: Request) -> None:
+        """Note that, if no token of a request is planned, a compression is not the reason."""
+        if request.stalls.since is not None:
+            self.counters.stalled_seconds += request.stalls.end(self.now)
 
     # ---- ends -------------------------------------------------------------------------------------------------------
 
@@ -146,6 +165,7 @@ class Lives:
         """End a request, wherever it is."""
         place, job = request.state, request.job
         request.move_to(state)
+        self.end_stall(request)
         request.finished = now
         del self.unfinished[request.uid]
         if place is RequestState.WAITING:

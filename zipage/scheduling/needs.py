@@ -49,7 +49,7 @@ def allowed_tokens(request: Request, limits: SchedulerLimits) -> int:
         return request.next_compression - survivors - (request.resident_length - request.job.num_entries)
     if request.next_compression == NEVER:
         return NEVER
-    if request.query_slot < 0:
+    if request.query_buffer < 0:
         return max(0, request.next_compression - recorded_tokens(limits) - request.resident_length)
     if not is_binding(request, limits):
         return NEVER

@@ -11,9 +11,12 @@ from zipage.scheduling.room import make_room, stall_in_room
 def plan_request(lives: Lives, request: Request, tokens_left: int) -> int:
     """Plan the request's next tokens; returns how many (0 where it has to wait)."""
     if request.is_paused or request.is_complete:
+        lives.end_stall(request)
         return 0
-    if is_due(request, lives.limits) and not begin_shadow_compression(lives, request):
+    if _is_held_up(lives, request):
+        lives.begin_stall(request)
         return 0
+    lives.end_stall(request)
     num_tokens = min(request.num_uncomputed, tokens_left, allowed_tokens(request, lives.limits))
     num_tokens = _affordable_tokens(lives, request, num_tokens)
     if num_tokens <= 0:
@@ -32,6 +35,13 @@ def plan_request(lives: Lives, request: Request, tokens_left: int) -> int:
     lives.step.planned.append(request)
     lives.step.work.append(RowWork(request.row, num_tokens, new_blocks))
     return num_tokens
+
+
+def _is_held_up(lives: Lives, request: Request) -> bool:
+    """Whether the request has to wait for a compression, which begins here where it can in shadow mode."""
+    if request.job is not None:
+        return allowed_tokens(request, lives.limits) <= 0
+    return is_due(request, lives.limits) and not begin_shadow_compression(lives, request)
 
 
 def _missing_blocks(lives: Lives, request: Request, num_tokens: int) -> int:
@@ -53,10 +63,35 @@ def _affordable_tokens(lives: Lives, request: Request, num_tokens: int) -> int:
     return affordable
 
 
-def begin_compression(lives: Lives, request: Request) -> None:
-    """Compress a request that is due and that no step touches: in shadow mode where there are blocks for it."""
-    if not begin_shadow_compression(lives, request):
-        stall_in_room(lives, request)
+def begin_compressions(lives: Lives) -> None:
+    """Compress the requests that are due and that no step touches: in shadow mode where there are blocks for it."""
+    # One that begins may have another preempted.
+    for request in list(lives.running):
+        if request.in_flight or not _is_compressed_next(lives, request):
+            continue
+        if not begin_shadow_compression(lives, request):
+            lives.begin_stall(request)
+            stall_in_room(lives, request)
+
+
+def waits_for_jobs(lives: Lives, steps_in_flight: int) -> bool:
+    """Whether steps that do not run beside jobs have to wait for them. Jobs begin once no step is in flight.
+
+    A compression that is due then, but lacks blocks, holds nobody up: others may have to go on to give them back.
+    """
+    if steps_in_flight:
+        due = [request for request in lives.running if _is_compressed_next(lives, request)]
+        for request in due:
+            lives.begin_stall(request)
+        if due:
+            return True
+    else:
+        begin_compressions(lives)
+    return bool(lives.at_work) or any(request.job is not None for request in (*lives.running, *lives.swapped.values()))
+
+
+def _is_compressed_next(lives: Lives, request: Request) -> bool:
+    return is_due(request, lives.limits) and not (request.is_paused or request.is_complete)
 
 
 def begin_shadow_compression(lives: Lives, request: Request) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from zipage.messages import Job, RequestMetrics, TokenRequest
 from zipage.sampling_params import SamplingParams
+from zipage.scheduling.stalls import StallClock
 
 NEVER = sys.maxsize
 
@@ -78,6 +79,7 @@ class OpenJob:
         next_table: blocks of a stalled request after its compression, some of which it holds already; of one that goes
             on decoding the fresh blocks of its survivors.
         starts_after: steps of the request that have to return before the job may begin.
+        lent_buffer: query buffer of a shadow job, whose request records in another one meanwhile; -1 for none.
         is_sent: the compression worker has it.
     """
 
@@ -86,6 +88,7 @@ class OpenJob:
     num_entries: int
     next_table: list[int]
     starts_after: int
+    lent_buffer: int = -1
     is_sent: bool = False
 
 
@@ -125,8 +128,7 @@ class Request:
         num_registered: blocks of the table that were offered to the prefix index.
         reserved_blocks: blocks that it can count on; 0 while it runs on spare ones.
         row: row of the decode worker's state, -1 without one.
-        query_slot: where its queries are recorded, -1 for nowhere.
-        query_half: which of the slot's two buffers the interval is recorded in.
+        query_buffer: where its queries are recorded, -1 for nowhere: it holds no query slot then.
         num_survivors: leading resident entries that survived the last compression.
         num_pinned: leading resident entries that are the prompt's.
         interval_start: position at which the observed interval began.
@@ -140,6 +142,7 @@ class Request:
         job: the job that is not done yet.
         retiring: blocks that an earlier job has replaced.
         host_place: where its KV is, while it is swapped.
+        stalls: how long it has waited for its compressions.
         times in seconds of the caller's monotonic clock.
     """
 
@@ -155,8 +158,7 @@ class Request:
     arrived: float
     state: RequestState = RequestState.WAITING
     row: int = -1
-    query_slot: int = -1
-    query_half: int = 0
+    query_buffer: int = -1
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_registered: int = 0
@@ -177,6 +179,7 @@ class Request:
     job: OpenJob | None = None
     retiring: RetiringBlocks | None = None
     host_place: HostPlace | None = None
+    stalls: StallClock = field(default_factory=StallClock)
     compressions: int = 0
     preemptions: int = 0
     swaps: int = 0
@@ -237,16 +240,17 @@ class Request:
         return self.reserved_blocks > 0
 
     @property
-    def query_buffer(self) -> int:
-        """The buffer that its queries are recorded in, -1 for none."""
-        return -1 if self.query_slot < 0 else 2 * self.query_slot + self.query_half
-
-    @property
     def held_blocks(self) -> list[int]:
         """Every block that it holds, each once."""
         next_table = self.job.next_table if self.job is not None else []
         retiring = self.retiring.blocks if self.retiring is not None else []
         return list(dict.fromkeys([*self.block_table, *next_table, *retiring]))
+
+    @property
+    def held_buffers(self) -> list[int]:
+        """Its query buffer, where it has one, and the one that its shadow job reads."""
+        lent = [self.job.lent_buffer] if self.job is not None else []
+        return [buffer for buffer in (self.query_buffer, *lent) if buffer >= 0]
 
     @property
     def is_ended(self) -> bool:
@@ -281,7 +285,7 @@ class Request:
         if self.is_compressed:
             self.prefill_length = len(self.token_ids)
         self.position = self.resident_length = 0
-        self.num_survivors = self.num_pinned = self.interval_start = self.query_half = 0
+        self.num_survivors = self.num_pinned = self.interval_start = 0
         self.is_paused = self.is_pressed = self.is_broken = False
 
     def metrics(self) -> RequestMetrics:
@@ -295,4 +299,6 @@ class Request:
             peak_blocks=self.peak_blocks,
             preemptions=self.preemptions,
             swaps=self.swaps,
+            stalled=self.stalls.total,
+            shadow_stalled=self.stalls.in_shadow,
         )

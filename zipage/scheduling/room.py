@@ -90,7 +90,7 @@ def _excess_blocks(lives: Lives, request: Request) -> int:
     """Blocks that come free when the request is compressed, which it can be once its compression is due."""
     if request.resident_length < request.next_compression or is_binding(request, lives.limits):
         return 0
-    if request.query_slot < 0 or request.is_paused:
+    if request.query_buffer < 0 or request.is_paused:
         return 0
     if request.job is not None and not request.is_pressed:
         return 0

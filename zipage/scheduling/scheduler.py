@@ -1,7 +1,7 @@
-"""The only owner of blocks, query slots, rows and block tables: admits, plans, orders compressions, ends requests.
+"""The only owner of blocks, query buffers, rows and block tables: admits, plans, orders compressions, ends requests.
 
 It has no clock, no sockets and no torch: a worker feeds it messages with the time and sends on what it returns, and so
-can a test or a simulator.
+can a test or a simulator. Steps are planned right after such an event, at its time.
 """
 
 import heapq
@@ -21,10 +21,10 @@ from zipage.messages import (
     TokenRequest,
 )
 from zipage.scheduling.admission import admit_next, guarantee_running
-from zipage.scheduling.compression import drop_job, free_retired_blocks, is_due
+from zipage.scheduling.compression import drop_job, free_retired_blocks
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.lives import Lives
-from zipage.scheduling.planning import begin_compression, plan_request
+from zipage.scheduling.planning import begin_compressions, plan_request, waits_for_jobs
 from zipage.scheduling.request import NEVER, Request, RequestState
 from zipage.scheduling.room import preempt_paused
 from zipage.scheduling.step_plan import PlannedStep, StepPlan
@@ -56,7 +56,7 @@ class Scheduler:
 
     def add(self, requests: Iterable[TokenRequest], now: float) -> list[RefusedTokens]:
         """Queue requests in order; returns those that are refused, of which nothing is kept."""
-        refused = []
+        self.lives.now, refused = now, []
         for message in requests:
             refusal = self.limits.refusal(message) or self._overflow(message)
             if refusal is not None:
@@ -74,12 +74,13 @@ class Scheduler:
 
     def abort(self, uids: Iterable[int], now: float) -> list[TokenOutput]:
         """End requests; each live one answers with reason `abort`, the others are ignored."""
+        self.lives.now = now
         live = [request for uid in dict.fromkeys(uids) if (request := self.lives.unfinished.get(uid)) is not None]
         return [self._end_early(request, "abort", now) for request in live]
 
     def expire(self, now: float) -> list[TokenOutput]:
         """End the requests whose deadline has passed; each answers with reason `deadline`."""
-        outputs = []
+        self.lives.now, outputs = now, []
         while self._deadlines and self._deadlines[0][0] <= now:
             _, uid = heapq.heappop(self._deadlines)
             if uid in self.lives.unfinished:
@@ -112,6 +113,8 @@ class Scheduler:
         """
         if len(self._in_flight) >= self.limits.max_steps_in_flight:
             return None
+        if not self.limits.overlap and waits_for_jobs(self.lives, len(self._in_flight)):
+            return None
         step, before = self.lives.step, None
         # Who has given way, or is to be compressed, may let those go on that have been passed already.
         while not step.planned and before != (before := self._given_way()):
@@ -128,6 +131,8 @@ class Scheduler:
         """Jobs that can begin, because no step touches what they read and write; to be called after `plan`."""
         lives = self.lives
         jobs: list[Job] = []
+        if not self.limits.overlap and self._in_flight:
+            return jobs
         for request in [*lives.running, *lives.swapped.values()]:
             job = request.job
             if job is not None and not job.is_sent and request.steps_returned >= job.starts_after:
@@ -138,7 +143,7 @@ class Scheduler:
 
     def finish_step(self, result: StepResult, now: float) -> list[TokenOutput]:
         """Take the tokens of the oldest step in flight; returns what the tokenizer is told of them."""
-        outputs = []
+        self.lives.now, outputs = now, []
         if not self._in_flight or self._in_flight[0].step_id != result.step_id:
             raise RuntimeError(f"step {result.step_id} returned out of order")
         sampled = dict(zip(result.rows, result.tokens, strict=True))
@@ -157,6 +162,7 @@ class Scheduler:
 
     def finish_job(self, answer: JobAnswer, now: float) -> list[TokenOutput]:
         """Take the end of a job; returns the end of a request whose jobs have failed too often."""
+        self.lives.now = now
         request = self.lives.at_work.pop(answer.uid)
         job = request.job
         if job is None:
@@ -183,9 +189,7 @@ class Scheduler:
         lives.step.count_shadow_blocks(lives.running)
         preempt_paused(lives)
         is_line_open = guarantee_running(lives)
-        for request in list(lives.running):
-            if is_due(request, self.limits) and not (request.in_flight or request.is_paused or request.is_complete):
-                begin_compression(lives, request)
+        begin_compressions(lives)
         for state in (RequestState.RUNNING, RequestState.PREFILLING):
             for request in list(lives.running):
                 if tokens_left and request.state is state:

@@ -60,7 +60,7 @@ class StepPlan:
         )
 
     def update_recording(self, request: Request) -> None:
-        """Record the request's queries from here on as its interval and its query slot say."""
+        """Record the request's queries from here on as its interval and its query buffer say."""
         self.recording_updates[request.row] = RecordingUpdate(
             request.row, request.query_buffer, request.interval_start, request.observe_from
         )

@@ -7,7 +7,7 @@ from zipage.scheduling.step_plan import StepPlan
 
 
 def begin_swap_out(request: Request) -> None:
-    """Copy the KV of a request that no step touches to its host place; until then it keeps its blocks and its slot."""
+    """Copy the KV of a request that no step touches to its host place; until then it keeps its blocks and buffer."""
     place = _host_place(request)
     request.move_to(RequestState.SWAPPED)
     message = SwapOut(request.uid, list(request.block_table), request.query_buffer, place.blocks, place.slot)
