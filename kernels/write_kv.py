@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zipage.kernels.dependent_launch import dependent_launch, wait_for_predecessor
+
 _INTEGERS = (torch.int32, torch.int64)
 # Heads that one program writes: with d = 128, one access of 16 bytes for each thread and half of a head in bf16.
 _ROWS = 16
@@ -40,11 +42,13 @@ def write_kv(
     norm_weight: Tensor | None = None,
     norm_eps: float = 1e-6,
     observed: Tensor | None = None,
+    query_slots: Tensor | None = None,
+    query_rows: Tensor | None = None,
 ) -> Tensor:
-    """Normalise and rotate queries and keys, and write keys and values to the cache.
+    """Normalise and rotate queries and keys, write keys and values to the cache, and record queries.
 
-    What `zipage.models.layers.HeadNorm`, `zipage.models.rope.rotate` and `reference.write_kv` do one after another,
-    rounded once.
+    What `zipage.models.layers.HeadNorm`, `zipage.models.rope.rotate`, `reference.write_kv` and
+    `reference.write_queries` do one after another, rounded once.
 
     Args:
         qkv: `[T, (Hq + 2 * Hkv) * d]`, query, key and value heads in turn, each token contiguous.
@@ -55,6 +59,9 @@ def write_kv(
         norm_weight: `[Hq + Hkv, d]`, a weight for each query and key head; None does not normalise.
         norm_eps: added to the mean square.
         observed: `[num_blocks, Hkv, b]` float32, set to 0 for what is written.
+        query_slots: `[M, w, Hq, d]` of qkv's dtype, where queries are recorded for a compression; None for nowhere.
+        query_rows: `[T]` int32 or int64, `slot * w + row in the slot` of each token's query, none twice; -1 records
+            nothing. Given with `query_slots`.
 
     Returns:
         `[T, Hq, d]`: the queries.
@@ -79,15 +86,30 @@ def write_kv(
             raise ValueError(f"{name} must be in qkv's dtype {qkv.dtype}, not {tensor.dtype}")
     check_integers("slot_mapping", slot_mapping, num_tokens)
     check_integers("positions", positions, num_tokens)
+    _check_recording(query_slots, query_rows, qkv, num_heads, head_dim)
     query = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     num_vectors = num_tokens * width // head_dim
     sizes = _Sizes(num_heads, num_kv_heads, head_dim, block_size, triton.next_power_of_2(head_dim // 2), _ROWS)
     if num_vectors:
         _write_kernel[(triton.cdiv(num_vectors, _ROWS),)](
             qkv, qkv.stride(0), slot_mapping, positions, rotary_table, norm_weight, norm_eps,
-            query, key_cache, value_cache, observed, num_vectors, sizes, num_warps=4,
+            query, key_cache, value_cache, observed, query_slots, query_rows, num_vectors, sizes, num_warps=4,
+            **dependent_launch(qkv.device),
         )  # fmt: skip
     return query
+
+
+def _check_recording(
+    query_slots: Tensor | None, query_rows: Tensor | None, qkv: Tensor, num_heads: int, head_dim: int
+) -> None:
+    if (query_slots is None) != (query_rows is None):
+        raise ValueError("query_slots and query_rows must be given both or neither")
+    if query_slots is not None and query_rows is not None:
+        if query_slots.dim() != 4 or query_slots.shape[2:] != (num_heads, head_dim) or not query_slots.is_contiguous():
+            raise ValueError(f"query_slots must be contiguous [M, w, {num_heads}, {head_dim}]")
+        if query_slots.dtype != qkv.dtype:
+            raise ValueError(f"query_slots must be in qkv's dtype {qkv.dtype}, not {query_slots.dtype}")
+        check_integers("query_rows", query_rows, len(qkv))
 
 
 def check_paged_cache(key_cache: Tensor, value_cache: Tensor, observed: Tensor | None) -> None:
@@ -190,12 +212,17 @@ def _store_halves(pointer, rows, first, second, mask, sizes: tl.constexpr):
     tl.store(pointers + sizes.head_dim // 2, second.to(pointer.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_vectors"], do_not_specialize_on_alignment=["slot_mapping", "positions", "observed"])
+@triton.jit(
+    do_not_specialize=["num_vectors"],
+    do_not_specialize_on_alignment=["slot_mapping", "positions", "observed", "query_rows"],
+)
 def _write_kernel(
     qkv, token_stride, slot_mapping, positions, rotary_table, norm_weight, norm_eps,
-    query, key_cache, value_cache, observed, num_vectors, sizes: tl.constexpr,
+    query, key_cache, value_cache, observed, query_slots, query_rows, num_vectors, sizes: tl.constexpr,
+    dependent: tl.constexpr,
 ):  # fmt: skip
     """`rows` heads of any tokens for each program."""
+    wait_for_predecessor(dependent)
     vectors = tl.program_id(0).to(tl.int64) * sizes.rows + tl.arange(0, sizes.rows)
     exists = vectors < num_vectors
     tokens = vectors // (sizes.num_heads + 2 * sizes.num_kv_heads)
@@ -221,6 +248,9 @@ def _write_kernel(
 
     is_query = exists & (heads < sizes.num_heads)
     _store_halves(query, tokens * sizes.num_heads + heads, first, second, is_query, sizes)
+    if query_slots is not None:
+        recorded = tl.load(query_rows + tokens, mask=is_query, other=-1).to(tl.int64)
+        _store_halves(query_slots, recorded * sizes.num_heads + heads, first, second, recorded >= 0, sizes)
     slots = tl.load(slot_mapping + tokens, mask=exists & (heads >= sizes.num_heads), other=-1).to(tl.int64)
     kv_heads = (heads - sizes.num_heads) % sizes.num_kv_heads
     rows = (slots // sizes.block_size * sizes.num_kv_heads + kv_heads) * sizes.block_size + slots % sizes.block_size

@@ -33,7 +33,6 @@ CASES: dict[str, tuple[Callable[..., Work], list[Shape]]] = {
         grid({**PREFILL, "chunks": 1, "tokens": 4096}, block_size=(16, 64, 256)),
     ),
     "write_kv": (layers.write, grid({**PREFILL, "block_size": 64}, tokens=(64, 4096))),
-    "write_queries": (layers.record, grid({"heads": 32, "head_dim": 128, "window": 16}, tokens=(64, 4096))),
     "rms_norm": (layers.norm, grid({"size": 4096}, tokens=(64, 4096))),
     "add_rms_norm": (layers.add_norm, grid({"size": 4096}, tokens=(64, 4096))),
     "silu_multiply": (layers.activation, grid({"size": 12288}, tokens=(64, 4096))),

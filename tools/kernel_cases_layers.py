@@ -14,7 +14,6 @@ from zipage.kernels.rms_norm import add_rms_norm, rms_norm
 from zipage.kernels.sampling import greedy_tokens, sample_tokens
 from zipage.kernels.silu_multiply import silu_multiply
 from zipage.kernels.write_kv import write_kv
-from zipage.kernels.write_queries import write_queries
 from zipage.models.rope import rotary_table, rotate
 from zipage.models.rope_config import RopeConfig
 from zipage.sampling_params import SamplingParams
@@ -68,9 +67,9 @@ def activation(device: torch.device, tokens: int, size: int) -> Work:
 
 
 def write(device: torch.device, tokens: int, heads: int, kv_heads: int, head_dim: int, block_size: int) -> Work:
-    """RoPE and QK-norm, and the write to random slots of a cache."""
+    """RoPE and QK-norm, and the write to random slots of a cache and, of queries, to random rows of query slots."""
     width = (heads + 2 * kv_heads) * head_dim
-    num_bytes = tokens * (2 * width + head_dim) * DTYPE.itemsize
+    num_bytes = tokens * (2 * width + (heads + 1) * head_dim) * DTYPE.itemsize
     copies = num_copies(num_bytes, device)
     num_blocks = copies * -(-tokens // block_size) + 1
     caches = torch.zeros(2, num_blocks, kv_heads, block_size, head_dim, dtype=DTYPE, device=device)
@@ -79,9 +78,12 @@ def write(device: torch.device, tokens: int, heads: int, kv_heads: int, head_dim
     positions = torch.randint(0, 8192, (tokens,), device=device)
     table = rotary_table(RopeConfig(theta=1e6, scaling=None), head_dim, 8192, DTYPE, device)
     weight = torch.rand(heads + kv_heads, head_dim, device=device).add(0.5).to(DTYPE)
+    recorded = torch.zeros(copies * tokens, 1, heads, head_dim, dtype=DTYPE, device=device)
+    rows = torch.randperm(copies * tokens, device=device).view(copies, tokens)
 
     def call(copy: int) -> Tensor:
-        return write_kv(qkv[copy], caches[0], caches[1], slots[copy], positions, table, weight, EPS)
+        cache = (caches[0], caches[1], slots[copy])
+        return write_kv(qkv[copy], *cache, positions, table, weight, EPS, None, recorded, rows[copy])
 
     def check() -> float:
         rotated, value = qkv[0].view(tokens, -1, head_dim).float().split((heads + kv_heads, kv_heads), dim=1)
@@ -92,29 +94,11 @@ def write(device: torch.device, tokens: int, heads: int, kv_heads: int, head_dim
         reference.write_kv(expected[0], expected[1], key, value.to(DTYPE), slots[0])
         query = call(0)
         errors = [scaled_error(query, rotated[:, :heads], ROUNDING), scaled_error(caches[0], expected[0], ROUNDING)]
-        return max(*errors, unequal(caches[1], expected[1]))
+        expected_queries = torch.zeros_like(recorded)
+        reference.write_queries(expected_queries, query, rows[0])
+        return max(*errors, unequal(caches[1], expected[1]), unequal(recorded, expected_queries))
 
     return Work([partial(call, copy) for copy in range(copies)], check, num_bytes)
-
-
-def record(device: torch.device, tokens: int, heads: int, head_dim: int, window: int) -> Work:
-    """The write of every token's queries to random rows of query slots."""
-    num_bytes = 2 * tokens * heads * head_dim * DTYPE.itemsize
-    copies = num_copies(num_bytes, device)
-    num_slots = -(-copies * tokens // window)
-    slots = torch.zeros(num_slots, window, heads, head_dim, dtype=DTYPE, device=device)
-    rows = torch.randperm(num_slots * window, device=device)[: copies * tokens].view(copies, tokens)
-    query = torch.randn(copies, tokens, heads, head_dim, dtype=DTYPE, device=device)
-    every = torch.arange(tokens, device=device)
-    calls = [partial(write_queries, slots, query[copy], every, rows[copy]) for copy in range(copies)]
-
-    def check() -> float:
-        expected = slots.clone()
-        reference.write_queries(expected, query[0], rows[0])
-        calls[0]()
-        return unequal(slots, expected)
-
-    return Work(calls, check, num_bytes)
 
 
 def greedy(device: torch.device, batch: int, vocabulary: int) -> Work:

@@ -118,6 +118,18 @@ def test_zeroes_what_was_observed_of_the_places(device):
     assert torch.equal(observed, expected)
 
 
+@pytest.mark.parametrize("rows", [[11, -1, 0, 6], [5, -1, -1, -1]])
+def test_records_queries_as_they_are_returned(rows, device):
+    inputs = inputs_of([3, -1, 12, 20], 4, 2, 8, 64, torch.bfloat16, device)
+    slots = torch.full((3, 4, 4, 64), torch.nan, dtype=torch.bfloat16, device=device)
+    recorded = torch.tensor(rows, device=device)
+    expected = slots.clone()
+    query = write_kv(**inputs, query_slots=slots, query_rows=recorded.int())
+    reference.write_queries(expected, query[recorded >= 0], recorded[recorded >= 0])
+    torch.testing.assert_close(slots, expected, atol=0, rtol=0, equal_nan=True)
+    assert torch.equal(query, write_kv(**inputs))
+
+
 def test_writes_beyond_two_to_the_31_elements(device):
     block_size, head_dim = 256, 256
     num_blocks = (1 << 31) // (block_size * head_dim) + 2
@@ -154,6 +166,13 @@ def test_no_tokens(device):
         ("rotary_table", lambda inputs: {"rotary_table": inputs["rotary_table"][:, 2:]}),
         ("norm_weight", lambda inputs: {"norm_weight": inputs["rotary_table"]}),
         ("observed", lambda inputs: {"observed": inputs["rotary_table"]}),
+        ("query_rows", lambda inputs: {"query_rows": inputs["positions"]}),
+        ("query_slots", lambda inputs: {"query_slots": torch.zeros(2, 3, 2, 16), "query_rows": inputs["positions"]}),
+        (
+            "query_slots",
+            lambda inputs: {"query_slots": torch.zeros(2, 3, 4, 16).half(), "query_rows": inputs["positions"]},
+        ),
+        ("query_rows", lambda inputs: {"query_slots": torch.zeros(2, 3, 4, 16), "query_rows": inputs["positions"][1:]}),
     ],
 )
 def test_wrong_arguments_are_named(name, change, device):

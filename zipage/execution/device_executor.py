@@ -151,16 +151,13 @@ class DeviceExecutor:
         """The `DecodeFunction`: inputs [6, B], as they are listed above."""
         table = self.table
         rows, positions, slots, lengths, query_rows, token_indices = inputs.unbind()
-        has_queries = self.pool.queries.numel() > 0
-        tokens = torch.arange(len(rows) if has_queries else 0, device=rows.device)
         batch = KernelBatch(
             positions=positions,
             slots=slots,
             decode_tables=table.block_tables.index_select(0, rows),
             decode_lengths=lengths,
             chunks=None,
-            query_tokens=tokens,
-            query_rows=query_rows[: len(tokens)],
+            query_rows=query_rows,
         )
         hidden = self.decoder.run_layers(table.last_tokens.index_select(0, rows), self._attention(batch))
         return self._sample(self.decoder.output_logits(hidden), rows, token_indices, is_greedy)

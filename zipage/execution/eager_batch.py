@@ -37,7 +37,6 @@ class _Lists:
     input_ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
-    query_tokens: list[int] = field(default_factory=list)
     query_rows: list[int] = field(default_factory=list)
     sampled_tokens: list[int] = field(default_factory=list)
     decodes: list[int] = field(default_factory=list)
@@ -71,9 +70,9 @@ def _add(lists: _Lists, table: DeviceRows, item: RowWork, block_size: int, recor
     lists.positions += range(row.position, row.position + count)
     entries = range(row.resident_length, row.resident_length + count)
     lists.slots += [table.slot(item.row, entry, block_size) for entry in entries]
+    lists.query_rows += [-1] * count
     for offset, query_row in recorded_rows(row, count, recording):
-        lists.query_tokens.append(start + offset)
-        lists.query_rows.append(query_row)
+        lists.query_rows[start + offset] = query_row
     row.advance(count)
 
 
@@ -108,6 +107,5 @@ def _attention(table: DeviceRows, uploaded: dict[str, Tensor]) -> KernelBatch:
         decode_tables=tables(uploaded["decodes"]),
         decode_lengths=uploaded["decode_lengths"],
         chunks=chunks,
-        query_tokens=uploaded["query_tokens"],
         query_rows=uploaded["query_rows"],
     )

@@ -9,7 +9,6 @@ from zipage.execution.pool import KVPool
 from zipage.kernels.decode_attention import DecodeWorkspace, paged_decode_attention
 from zipage.kernels.prefill_attention import paged_prefill_attention
 from zipage.kernels.write_kv import write_kv
-from zipage.kernels.write_queries import write_queries
 from zipage.models.layers import HeadNorm
 
 
@@ -40,8 +39,7 @@ class KernelBatch:
         decode_tables: [B, blocks] int64.
         decode_lengths: [B] int64, resident lengths with the new entry; 0 attends to nothing.
         chunks: None where there are none.
-        query_tokens: [Q] int64, tokens whose queries are recorded.
-        query_rows: [Q] int64, `query_buffer * window + row in the buffer` of each, -1 for nowhere.
+        query_rows: [T] int64, `query_buffer * window + row in the buffer` where each query is recorded, -1 for nowhere.
     """
 
     positions: Tensor
@@ -49,7 +47,6 @@ class KernelBatch:
     decode_tables: Tensor
     decode_lengths: Tensor
     chunks: Chunks | None
-    query_tokens: Tensor
     query_rows: Tensor
 
 
@@ -68,9 +65,19 @@ class KernelAttention:
         keys, values = pool.keys[layer], pool.values[layer]
         observed = None if pool.observed is None else pool.observed[layer]
         norm = () if head_norm is None else (head_norm.weight, head_norm.eps)
-        query = write_kv(qkv, keys, values, batch.slots, batch.positions, self.rotary_table, *norm, observed=observed)
-        if len(batch.query_rows):
-            write_queries(pool.queries[layer], query, batch.query_tokens, batch.query_rows)
+        records = pool.queries.numel() > 0
+        query = write_kv(
+            qkv,
+            keys,
+            values,
+            batch.slots,
+            batch.positions,
+            self.rotary_table,
+            *norm,
+            observed=observed,
+            query_slots=pool.queries[layer] if records else None,
+            query_rows=batch.query_rows if records else None,
+        )
         output = torch.empty_like(query)
         self._decode(query, keys, values, observed, output)
         self._prefill(query, keys, values, observed, output)

@@ -52,8 +52,7 @@ def run_largest_step(decoder: Decoder, config: EngineConfig, pool: KVPool) -> to
         decode_tables=chunks.tables[:0],
         decode_lengths=nothing,
         chunks=chunks,
-        query_tokens=nothing,
-        query_rows=nothing,
+        query_rows=torch.full_like(tokens, -1),
     )
     workspace = decode_workspace(geometry.num_query_heads, geometry.num_kv_heads, geometry.head_dim, device)
     attention = KernelAttention(pool, decoder.rotary_table, workspace, batch)
