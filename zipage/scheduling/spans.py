@@ -59,7 +59,7 @@ class SchedulerSpans:
             compressing=scheduler.num_compressing,
             swapped=scheduler.num_swapped,
         )
-        self._tracer.counter("pool", time, blocks=holdings.blocks.num_used, slots=holdings.slots.num_used)
+        self._tracer.counter("pool", time, blocks=holdings.blocks.num_used, slots=holdings.slots_used)
 
 
 def job_kind(job: Job) -> str:
