@@ -32,7 +32,7 @@ def test_load_is_one_line():
 )
 def test_an_engine_is_described_with_its_swap_space(host_blocks, lines):
     status = fake_status(host_blocks_total=host_blocks)
-    assert describe_engine("x", EngineConfig(model="x"), status).splitlines() == [
+    assert describe_engine("x", EngineConfig(model="x"), status, mps=False).splitlines() == [
         "model x, at most 16384 tokens a sequence, 256 sequences at once",
         "KV cache of 1600 tokens (100 blocks of 16)",
         *lines,

@@ -17,7 +17,7 @@ def main() -> None:
     ending, commands = sys.argv[1], json.loads(sys.argv[2])
     print("starting", flush=True)
     try:
-        supervisor = Supervisor.start(EngineConfig(model="m"), commands)
+        supervisor = Supervisor.start(EngineConfig(model="m", device="cpu"), commands)
         forked = _fork(ending)
         engine = {"processes": supervisor.processes, "runtime_dir": str(supervisor.runtime_dir), "forked": forked}
         print(json.dumps(engine), flush=True)
