@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from process_helpers import STUBS, stub_command
@@ -25,9 +25,18 @@ def start(**behaviours: str) -> Supervisor:
 
 
 @contextmanager
-def user_program(ending: str, stderr: int | None = None, **behaviours: str) -> Iterator[subprocess.Popen[str]]:
-    """A program of its own that starts an engine, in a process group of its own as under a shell."""
-    command = [sys.executable, str(STUBS / "program.py"), ending, json.dumps(commands(**behaviours))]
+def user_program(
+    ending: str,
+    commands: Mapping[str, Sequence[str]],
+    *,
+    device: str = "cpu",
+    stderr: int | None = None,
+) -> Iterator[subprocess.Popen[str]]:
+    """A program of its own that starts an engine, in a process group of its own as under a shell.
+
+    On a `device` that is not cpu it takes this machine for one with a GPU.
+    """
+    command = [sys.executable, str(STUBS / "program.py"), ending, device, json.dumps(commands)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True) as program:
         try:
             assert program.stdout is not None

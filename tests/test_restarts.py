@@ -88,7 +88,7 @@ def kill_and_wait(supervisor, name, number=signal.SIGKILL):
 
 def wait_until_ready(supervisor, name):
     ready = supervisor.runtime_dir / f"{name}.ready"
-    is_ready = wait_until(lambda: ready.exists() and ready.read_text() == str(supervisor.processes[name]))
+    is_ready = wait_until(lambda: ready.exists() and ready.read_text() == str(supervisor.processes.get(name)))
     assert is_ready, supervisor.failure
 
 
@@ -213,7 +213,7 @@ class TestSupervisor:
 
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
     def test_end_of_the_users_program_during_a_restart(self, number):
-        with user_program("wait", tokenizer="serve", decode="silent_again", compression="serve") as program:
+        with user_program("wait", commands(tokenizer="serve", decode="silent_again", compression="serve")) as program:
             engine = read_json(program)
             os.kill(engine["processes"]["decode"], signal.SIGKILL)
             before = {program.pid, *engine["processes"].values()}
@@ -224,7 +224,7 @@ class TestSupervisor:
             assert wait_until(lambda: not running(restarted))
 
     def test_a_users_program_without_logging_shows_one_line(self):
-        with user_program("wait", stderr=subprocess.PIPE, decode="serve", compression="serve") as program:
+        with user_program("wait", commands(decode="serve", compression="serve"), stderr=subprocess.PIPE) as program:
             engine = read_json(program)
             os.kill(engine["processes"]["compression"], signal.SIGKILL)
             line = program.stderr.readline()

@@ -205,7 +205,7 @@ def test_killed_child_takes_its_own_children_along() -> None:
 
 @pytest.mark.parametrize("ending, behaviour", [("wait", "stuck"), ("fork_and_wait", "serve")])
 def test_sigkill_of_the_users_program_ends_everything(ending: str, behaviour: str) -> None:
-    with user_program(ending, tokenizer="serve_async", decode=behaviour) as program:
+    with user_program(ending, commands(tokenizer="serve_async", decode=behaviour)) as program:
         engine = read_json(program)
         assert len(running(engine["processes"].values())) == 2
         program.kill()
@@ -219,13 +219,13 @@ def test_sigkill_of_the_users_program_ends_everything(ending: str, behaviour: st
 
 
 def test_sigkill_of_the_users_program_while_the_engine_starts() -> None:
-    with user_program("wait", tokenizer="silent", decode="silent") as program:
+    with user_program("wait", commands(tokenizer="silent", decode="silent")) as program:
         assert wait_until(lambda: len(children_of(program.pid)) == 2)
         program.kill()
 
 
 def test_program_that_ends_without_shutdown() -> None:
-    with user_program("return", tokenizer="serve", decode="serve") as program:
+    with user_program("return", commands(tokenizer="serve", decode="serve")) as program:
         engine = read_json(program)
         assert program.wait(30) == 0
         assert not running(engine["processes"].values())
@@ -233,7 +233,7 @@ def test_program_that_ends_without_shutdown() -> None:
 
 
 def test_program_that_ends_without_python_knowing() -> None:
-    with user_program("exit_at_once", tokenizer="serve", decode="serve") as program:
+    with user_program("exit_at_once", commands(tokenizer="serve", decode="serve")) as program:
         engine = read_json(program)
         assert program.wait(30) == 0
         assert wait_until(lambda: not running(engine["processes"].values()))
@@ -241,7 +241,7 @@ def test_program_that_ends_without_python_knowing() -> None:
 
 
 def test_shutdown_while_a_forked_process_holds_the_lifeline() -> None:
-    with user_program("fork_and_shutdown", decode="serve") as program:
+    with user_program("fork_and_shutdown", commands(decode="serve")) as program:
         engine = read_json(program)
         try:
             assert program.wait(30) == 0
@@ -251,14 +251,14 @@ def test_shutdown_while_a_forked_process_holds_the_lifeline() -> None:
 
 
 def test_end_of_a_forked_process_leaves_the_engine_alone() -> None:
-    with user_program("fork_and_check", decode="serve") as program:
+    with user_program("fork_and_check", commands(decode="serve")) as program:
         read_json(program)
         assert read_json(program) == [False, True]
         assert program.wait(30) == 0
 
 
 def test_ctrl_c_reaches_only_the_users_program() -> None:
-    with user_program("wait", tokenizer="serve", decode="serve") as program:
+    with user_program("wait", commands(tokenizer="serve", decode="serve")) as program:
         engine = read_json(program)
         os.killpg(program.pid, signal.SIGINT)
         output, _ = program.communicate(timeout=30)
@@ -267,7 +267,7 @@ def test_ctrl_c_reaches_only_the_users_program() -> None:
 
 
 def test_ctrl_c_while_the_engine_starts() -> None:
-    with user_program("wait", tokenizer="silent", decode="silent") as program:
+    with user_program("wait", commands(tokenizer="silent", decode="silent")) as program:
         assert wait_until(lambda: len(children_of(program.pid)) == 2)
         os.killpg(program.pid, signal.SIGINT)
         output, _ = program.communicate(timeout=30)
