@@ -8,11 +8,29 @@ it is imported, so it must be set before anything imports it.
 
 import os
 import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 import torch
+from process_helpers import children_of, leftovers, short_temporary_directory, wait_until
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def engine_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Runtime directories are made in here, and the test has to leave it empty and unused, and no child unreaped."""
+    with short_temporary_directory() as directory:
+        monkeypatch.setattr(tempfile, "tempdir", str(directory))
+        monkeypatch.setenv("TMPDIR", str(directory))
+        descriptors = os.listdir("/proc/self/fd")
+        yield directory
+        assert wait_until(lambda: not leftovers(directory)), leftovers(directory)
+        assert not children_of(os.getpid()), "not reaped"
+        assert len(os.listdir("/proc/self/fd")) <= len(descriptors)

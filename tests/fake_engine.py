@@ -188,6 +188,7 @@ class FakeSupervisor:
         self.address = engine.address
         self.config = config
         self.status = fake_status()
+        self.mps = False
         self.failure: EngineError | None = None
         self.failed = threading.Event()
         self.shutdowns = 0

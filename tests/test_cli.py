@@ -335,7 +335,13 @@ def test_help_names_ranges_and_every_field(command):
     text = " ".join(text.split())
     for part in ("1 to 65536", "in (0, 1]", "0 to 4096", "[-2, 2]", "8, 16, 32, 64, 128, 256", "1 to 128", "0 to 20"):
         assert part in text
-    for part in ("[always|pressure]", "-100 to 100", "Share of the KV blocks, 0 to 1", "Seconds, above 0"):
+    for part in (
+        "[always|pressure]",
+        "-100 to 100",
+        "Share of the KV blocks, 0 to 1",
+        "Seconds, above 0",
+        "1 to 100 percent",
+    ):
         assert part in text
     options = {parameter.name for parameter in group.commands["run"].params}
     assert set(EngineConfig.__struct_fields__) <= options
@@ -344,7 +350,8 @@ def test_help_names_ranges_and_every_field(command):
 
 
 @pytest.mark.parametrize(
-    "name", ["compress", "shadow_share", "overlap", "hybrid_scheduling", "max_waiting", "priority", "deadline"]
+    "name",
+    ["compress", "shadow_share", "overlap", "hybrid_scheduling", "max_waiting", "mps", "priority", "deadline"],
 )
 def test_help_names_the_default(name):
     [option] = [parameter for parameter in group.commands["run"].params if parameter.name == name]

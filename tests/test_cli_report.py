@@ -30,12 +30,14 @@ def test_load_is_one_line():
 @pytest.mark.parametrize(
     "host_blocks, lines", [(0, []), (20, ["host memory for 320 tokens of swapped requests (20 blocks)"])]
 )
-def test_an_engine_is_described_with_its_swap_space(host_blocks, lines):
+@pytest.mark.parametrize("mps", [False, True])
+def test_an_engine_is_described_with_its_swap_space_and_mps(host_blocks, lines, mps):
     status = fake_status(host_blocks_total=host_blocks)
-    assert describe_engine("x", EngineConfig(model="x"), status).splitlines() == [
+    assert describe_engine("x", EngineConfig(model="x"), status, mps=mps).splitlines() == [
         "model x, at most 16384 tokens a sequence, 256 sequences at once",
         "KV cache of 1600 tokens (100 blocks of 16)",
         *lines,
+        *(["compression runs beside decoding, through CUDA MPS"] if mps else []),
     ]
 
 

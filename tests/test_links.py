@@ -195,11 +195,11 @@ def test_malformed_frame_on_an_event_loops_link(runtime_dir: Path, context: zmq.
 def test_control_link(runtime_dir: Path, context: zmq.Context) -> None:
     control = links.ControlReceiver(context, runtime_dir)
     assert control.receive(0) is None
-    links.send_to_supervisor(runtime_dir, Ready("decode"))
-    links.send_to_supervisor(runtime_dir, Failed("scheduler", "why"))
+    links.send_to_supervisor(runtime_dir, Ready("decode", 7))
+    links.send_to_supervisor(runtime_dir, Failed("scheduler", 8, "why"))
     messages = [control.receive(SECONDS), control.receive(SECONDS)]
-    assert Ready("decode") in messages
-    assert Failed("scheduler", "why") in messages
+    assert Ready("decode", 7) in messages
+    assert Failed("scheduler", 8, "why") in messages
     control.close()
 
 

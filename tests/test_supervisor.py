@@ -8,47 +8,22 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from process_helpers import (
-    STUBS,
     children_of,
-    leftovers,
     running,
-    short_temporary_directory,
     stub_command,
     wait_until,
 )
+from supervisor_helpers import CONFIG, commands, read_json, start, user_program
 
-from zipage.config import EngineConfig, ScoringOptions
+from zipage.config import EngineConfig
 from zipage.errors import EngineError
 from zipage.supervisor import WORKER_COMMANDS, Supervisor
 
-CONFIG = EngineConfig(model="m", scoring=ScoringOptions(window=6), ready_timeout=60)
-
-
-@pytest.fixture(autouse=True)
-def temporary_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Runtime directories are made in here, and every test has to leave it empty and unused."""
-    with short_temporary_directory() as directory:
-        monkeypatch.setattr(tempfile, "tempdir", str(directory))
-        monkeypatch.setenv("TMPDIR", str(directory))
-        descriptors = os.listdir("/proc/self/fd")
-        yield directory
-        assert wait_until(lambda: not leftovers(directory)), leftovers(directory)
-        assert not children_of(os.getpid()), "not reaped"
-        assert len(os.listdir("/proc/self/fd")) <= len(descriptors)
-
-
-def commands(**behaviours: str) -> dict[str, list[str]]:
-    return {name: stub_command(behaviour, name) for name, behaviour in behaviours.items()}
-
-
-def start(**behaviours: str) -> Supervisor:
-    return Supervisor.start(CONFIG, commands(**behaviours))
+pytestmark = pytest.mark.usefixtures("engine_directory")
 
 
 def start_failure(config: EngineConfig = CONFIG, **behaviours: str) -> EngineError:
@@ -57,27 +32,9 @@ def start_failure(config: EngineConfig = CONFIG, **behaviours: str) -> EngineErr
     return caught.value
 
 
-@contextmanager
-def user_program(ending: str, **behaviours: str) -> Iterator[subprocess.Popen[str]]:
-    """A program of its own that starts an engine, in a process group of its own as under a shell."""
-    command = [sys.executable, str(STUBS / "program.py"), ending, json.dumps(commands(**behaviours))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as program:
-        try:
-            assert program.stdout is not None
-            assert program.stdout.readline() == "starting\n"
-            yield program
-        finally:
-            program.kill()
-
-
-def read_json(program: subprocess.Popen[str]) -> dict:
-    assert program.stdout is not None
-    return json.loads(program.stdout.readline())
-
-
-def test_default_commands_run_the_four_worker_modules() -> None:
+def test_default_commands_run_the_worker_modules() -> None:
     assert {name: list(command[1:]) for name, command in WORKER_COMMANDS.items()} == {
-        name: ["-m", f"zipage.workers.{name}"] for name in ("tokenizer", "scheduler", "decode", "compression")
+        name: ["-m", f"zipage.workers.{name}"] for name in ("mps", "tokenizer", "scheduler", "decode", "compression")
     }
 
 
@@ -106,11 +63,9 @@ def test_children_inherit_configuration_and_pool_but_not_the_session() -> None:
         assert seen[name]["config"] == ["m", 6]
         assert seen[name]["session"] == pid
         assert seen[name]["stdin"] == ""
-    assert {name: child["has_pool"] for name, child in seen.items()} == {
-        "tokenizer": False,
-        "decode": True,
-        "compression": True,
-    }
+    assert seen["tokenizer"]["memory"] == [False, False, False]
+    assert seen["decode"]["memory"] == [4096, False, False]
+    assert seen["compression"]["memory"] == [4096, 1, 2]
     assert seen["compression"]["pool_size"] == 4096
 
 
@@ -172,12 +127,12 @@ def test_command_that_cannot_be_run() -> None:
     ],
 )
 def test_child_that_is_never_ready(names: list[str], late: str) -> None:
-    error = start_failure(EngineConfig(model="m", ready_timeout=0.5), **dict.fromkeys(names, "silent"))
+    error = start_failure(EngineConfig(model="m", device="cpu", ready_timeout=0.5), **dict.fromkeys(names, "silent"))
     assert str(error) == f"{late} not ready within 0.5 s"
 
 
-def test_temporary_directory_too_long_for_sockets(monkeypatch: pytest.MonkeyPatch, temporary_directory: Path) -> None:
-    long = temporary_directory / ("x" * 90)
+def test_temporary_directory_too_long_for_sockets(monkeypatch: pytest.MonkeyPatch, engine_directory: Path) -> None:
+    long = engine_directory / ("x" * 90)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     assert str(start_failure(decode="serve")).startswith("TMPDIR must be a shorter path")
@@ -187,15 +142,15 @@ def test_temporary_directory_too_long_for_sockets(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "number, message",
     [
-        (signal.SIGKILL, "decode worker ended with SIGKILL"),
-        (signal.SIGSEGV, "decode worker ended with SIGSEGV"),
-        (signal.SIGTERM, "decode worker ended with exit code 0"),
-        (signal.SIGRTMIN + 1, f"decode worker ended with signal {signal.SIGRTMIN + 1}"),
+        (signal.SIGKILL, "scheduler worker ended with SIGKILL"),
+        (signal.SIGSEGV, "scheduler worker ended with SIGSEGV"),
+        (signal.SIGTERM, "scheduler worker ended with exit code 0"),
+        (signal.SIGRTMIN + 1, f"scheduler worker ended with signal {signal.SIGRTMIN + 1}"),
     ],
 )
 def test_child_ended_by_a_signal_after_ready(number: int, message: str) -> None:
-    supervisor = start(tokenizer="serve", decode="serve")
-    os.kill(supervisor.processes["decode"], number)
+    supervisor = start(scheduler="serve", decode="serve")
+    os.kill(supervisor.processes["scheduler"], number)
     assert supervisor.failed.wait(30)
     with pytest.raises(EngineError) as caught:
         supervisor.check()
@@ -214,13 +169,13 @@ def test_sigterm_stops_an_event_loop() -> None:
 
 
 def test_child_that_fails_after_ready() -> None:
-    with start(tokenizer="serve", decode="break_down_late") as supervisor:
+    with start(tokenizer="break_down_late", decode="serve") as supervisor:
         (supervisor.runtime_dir / "go").touch()
         assert supervisor.failed.wait(30)
         for _ in range(2):
             with pytest.raises(EngineError) as caught:
                 supervisor.check()
-            assert str(caught.value) == "decode worker failed: ValueError: too late"
+            assert str(caught.value) == "tokenizer worker failed: ValueError: too late"
 
 
 def test_child_that_ignores_the_request_to_stop_ends_itself() -> None:
@@ -240,9 +195,9 @@ def test_child_that_ignores_every_signal_is_killed_with_its_own_children() -> No
 
 
 def test_killed_child_takes_its_own_children_along() -> None:
-    supervisor = start(decode="unstoppable")
+    supervisor = start(tokenizer="unstoppable")
     helper = int((supervisor.runtime_dir / "helper").read_text())
-    os.kill(supervisor.processes["decode"], signal.SIGKILL)
+    os.kill(supervisor.processes["tokenizer"], signal.SIGKILL)
     assert supervisor.failed.wait(30)
     assert wait_until(lambda: not running([helper]))
     supervisor.shutdown()
@@ -250,7 +205,7 @@ def test_killed_child_takes_its_own_children_along() -> None:
 
 @pytest.mark.parametrize("ending, behaviour", [("wait", "stuck"), ("fork_and_wait", "serve")])
 def test_sigkill_of_the_users_program_ends_everything(ending: str, behaviour: str) -> None:
-    with user_program(ending, tokenizer="serve_async", decode=behaviour) as program:
+    with user_program(ending, commands(tokenizer="serve_async", decode=behaviour)) as program:
         engine = read_json(program)
         assert len(running(engine["processes"].values())) == 2
         program.kill()
@@ -264,13 +219,13 @@ def test_sigkill_of_the_users_program_ends_everything(ending: str, behaviour: st
 
 
 def test_sigkill_of_the_users_program_while_the_engine_starts() -> None:
-    with user_program("wait", tokenizer="silent", decode="silent") as program:
+    with user_program("wait", commands(tokenizer="silent", decode="silent")) as program:
         assert wait_until(lambda: len(children_of(program.pid)) == 2)
         program.kill()
 
 
 def test_program_that_ends_without_shutdown() -> None:
-    with user_program("return", tokenizer="serve", decode="serve") as program:
+    with user_program("return", commands(tokenizer="serve", decode="serve")) as program:
         engine = read_json(program)
         assert program.wait(30) == 0
         assert not running(engine["processes"].values())
@@ -278,7 +233,7 @@ def test_program_that_ends_without_shutdown() -> None:
 
 
 def test_program_that_ends_without_python_knowing() -> None:
-    with user_program("exit_at_once", tokenizer="serve", decode="serve") as program:
+    with user_program("exit_at_once", commands(tokenizer="serve", decode="serve")) as program:
         engine = read_json(program)
         assert program.wait(30) == 0
         assert wait_until(lambda: not running(engine["processes"].values()))
@@ -286,7 +241,7 @@ def test_program_that_ends_without_python_knowing() -> None:
 
 
 def test_shutdown_while_a_forked_process_holds_the_lifeline() -> None:
-    with user_program("fork_and_shutdown", decode="serve") as program:
+    with user_program("fork_and_shutdown", commands(decode="serve")) as program:
         engine = read_json(program)
         try:
             assert program.wait(30) == 0
@@ -296,14 +251,14 @@ def test_shutdown_while_a_forked_process_holds_the_lifeline() -> None:
 
 
 def test_end_of_a_forked_process_leaves_the_engine_alone() -> None:
-    with user_program("fork_and_check", decode="serve") as program:
+    with user_program("fork_and_check", commands(decode="serve")) as program:
         read_json(program)
         assert read_json(program) == [False, True]
         assert program.wait(30) == 0
 
 
 def test_ctrl_c_reaches_only_the_users_program() -> None:
-    with user_program("wait", tokenizer="serve", decode="serve") as program:
+    with user_program("wait", commands(tokenizer="serve", decode="serve")) as program:
         engine = read_json(program)
         os.killpg(program.pid, signal.SIGINT)
         output, _ = program.communicate(timeout=30)
@@ -312,7 +267,7 @@ def test_ctrl_c_reaches_only_the_users_program() -> None:
 
 
 def test_ctrl_c_while_the_engine_starts() -> None:
-    with user_program("wait", tokenizer="silent", decode="silent") as program:
+    with user_program("wait", commands(tokenizer="silent", decode="silent")) as program:
         assert wait_until(lambda: len(children_of(program.pid)) == 2)
         os.killpg(program.pid, signal.SIGINT)
         output, _ = program.communicate(timeout=30)

@@ -13,6 +13,7 @@ Observe = Literal["last", "spread", "all"]
 Pooling = Literal["off", "first", "always"]
 Redundancy = Literal["off", "full", "lightning"]
 Compress = Literal["always", "pressure"]
+Mps = Literal["auto", "on", "off"]
 
 BLOCK_SIZES = (8, 16, 32, 64, 128, 256)
 
@@ -137,7 +138,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         swap_space_gb: host memory in GiB for the KV cache of preempted requests that have been compressed; `None` is
             an eighth of the free memory up to 4 GiB, 0 recomputes and compresses them anew instead.
         max_waiting: most completions that may wait for admission, beyond which more are refused; 0 is no limit.
-        ready_timeout: seconds until every process must be ready.
+        mps: run compression beside decoding on a GPU through CUDA MPS: `auto` where the machine has it, `on` or not at
+            all, `off` never; without MPS the two take turns. The engine starts a daemon of its own, unless
+            CUDA_MPS_PIPE_DIRECTORY names one in the environment.
+        mps_thread_percentage: share of the GPU's multiprocessors, in percent, that compression may use under MPS;
+            `None` is no limit.
+        ready_timeout: seconds until every process must be ready, at the start and when one is started again.
         threads: CPU threads of the decode worker; 0 is one per core.
         trace: a directory into which every process writes what it did and when, for `tools.profile_pipeline`; `None`
             is no tracing.
@@ -164,6 +170,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     hybrid_scheduling: bool = True
     swap_space_gb: float | None = None
     max_waiting: int = 0
+    mps: Mps = "auto"
+    mps_thread_percentage: int | None = None
     ready_timeout: float = 300.0
     threads: int = 0
     trace: str | None = None
@@ -183,12 +191,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _check("shadow_share", self.shadow_share, 0, 1)
         _check("swap_space_gb", self.swap_space_gb, 0, math.inf)
         _check("max_waiting", self.max_waiting, 0, math.inf)
+        _check("mps_thread_percentage", self.mps_thread_percentage, 1, 100)
         _check("ready_timeout", self.ready_timeout, 0.1, math.inf)
         _check("threads", self.threads, 0, 4096)
         if self.block_size not in BLOCK_SIZES:
             raise ConfigError(f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, not {self.block_size}")
         if self.kv_budget:
             self._check_budget()
+        self._check_mps()
 
     @property
     def max_blocks_per_request(self) -> int:
@@ -217,3 +227,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"kv_budget {self.kv_budget} keeps {keep} entries at a compression, fewer than the {always_kept} that "
                 "scoring.sinks and scoring.recent always keep"
             )
+
+    def _check_mps(self) -> None:
+        if self.mps == "on" and self.device == "cpu":
+            raise ConfigError("mps is on, but device is cpu; with device cpu, mps must be auto or off")
+        if self.mps == "off" and self.mps_thread_percentage is not None:
+            raise ConfigError("mps_thread_percentage needs mps, which is off; allowed with mps auto or on")

@@ -436,9 +436,10 @@ CompressionWorkerMessage = PoolOpened | JobAnswer
 
 
 class Ready(Message, frozen=True):
-    """The process can serve. The scheduler's `status` describes the engine."""
+    """The process `process`, whose id is `pid`, can serve. The scheduler's `status` describes the engine."""
 
     process: str
+    pid: int
     status: Status | None = None
 
 
@@ -446,6 +447,7 @@ class Failed(Message, frozen=True):
     """The process ends because of `reason`, one line for the user."""
 
     process: str
+    pid: int
     reason: str
 
 

@@ -1,4 +1,4 @@
-"""A user's program for the lifecycle tests: `program.py ENDING COMMANDS`, with the children's commands in JSON.
+"""A user's program for the lifecycle tests: `program.py ENDING DEVICE COMMANDS`, with the children's commands in JSON.
 
 It starts an engine, prints its processes and runtime directory in one line of JSON, and goes on as ENDING says.
 """
@@ -8,16 +8,18 @@ import os
 import sys
 import time
 
+import zipage.supervisor as supervisor_module
 from zipage.config import EngineConfig
 from zipage.supervisor import Supervisor
 
 
 def main() -> None:
     """Run the engine to the ending that was asked for."""
-    ending, commands = sys.argv[1], json.loads(sys.argv[2])
+    ending, device, commands = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    supervisor_module.gpu_present = lambda _environment: True
     print("starting", flush=True)
     try:
-        supervisor = Supervisor.start(EngineConfig(model="m"), commands)
+        supervisor = Supervisor.start(EngineConfig(model="m", device=device), commands)
         forked = _fork(ending)
         engine = {"processes": supervisor.processes, "runtime_dir": str(supervisor.runtime_dir), "forked": forked}
         print(json.dumps(engine), flush=True)

@@ -32,7 +32,16 @@ def _status() -> Status:
 
 
 def _ready(context: WorkerContext) -> None:
+    """Report it, then write the process id to NAME.ready."""
     report_ready(context, _status() if context.name == "scheduler" else None)
+    _write(context, "ready", str(os.getpid()))
+
+
+def _write(context: WorkerContext, ending: str, text: str) -> None:
+    """Write NAME.ending; nobody sees it half written."""
+    draft = context.runtime_dir / f"{context.name}.draft"
+    draft.write_text(text)
+    draft.replace(context.runtime_dir / f"{context.name}.{ending}")
 
 
 def serve(context: WorkerContext) -> None:
@@ -53,22 +62,29 @@ def serve_async(context: WorkerContext) -> None:
 
 
 def describe(context: WorkerContext) -> None:
-    """Write what was inherited to NAME.json; the decode worker sizes the pool, the compression worker looks at it."""
+    """Write what was inherited to NAME.json.
+
+    The decode worker makes the pool larger and the compression worker its other memory files; it looks at the pool.
+    """
     size = None
     if context.name == "decode":
-        os.ftruncate(context.pool_fd, _POOL_BYTES)
+        os.ftruncate(context.pool_fd, os.fstat(context.pool_fd).st_size + _POOL_BYTES)
     if context.name == "compression":
+        os.ftruncate(context.swap_fd, os.fstat(context.swap_fd).st_size + 1)
+        os.ftruncate(context.journal_fd, os.fstat(context.journal_fd).st_size + 2)
         while not os.fstat(context.pool_fd).st_size and not select.select([context.lifeline_fd], [], [], 0.02)[0]:
             pass
         size = os.fstat(context.pool_fd).st_size
+    memory = (context.pool_fd, context.swap_fd, context.journal_fd)
     seen = {
         "config": [context.config.model, context.config.scoring.window],
-        "has_pool": context.pool_fd is not None,
+        "memory": [fd is not None and os.fstat(fd).st_size for fd in memory],
         "pool_size": size,
         "session": os.getsid(0),
         "stdin": sys.stdin.read(),
+        "mps": {key: value for key, value in os.environ.items() if key.startswith("CUDA_MPS")},
     }
-    (context.runtime_dir / f"{context.name}.json").write_text(json.dumps(seen))
+    _write(context, "json", json.dumps(seen))
     serve(context)
 
 
@@ -101,6 +117,38 @@ def break_down_late(context: WorkerContext) -> None:
     raise ValueError("too late")
 
 
+def fail_again(context: WorkerContext) -> None:
+    """Do everything right at the first start; fail at every later one."""
+    if _started_again():
+        raise ValueError("not again")
+    serve(context)
+
+
+def fall_again(context: WorkerContext) -> None:
+    """Do everything right at the first start; end as soon as it is ready at every later one."""
+    again = _started_again()
+    _ready(context)
+    if again:
+        print("fallen", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    _wait_for_stop(context)
+
+
+def silent_again(context: WorkerContext) -> None:
+    """Do everything right at the first start; never get ready at any later one."""
+    if not _started_again():
+        _ready(context)
+    _wait_for_stop(context)
+
+
+def _started_again() -> bool:
+    first = Path(_RUNTIME_DIR) / f"{_NAME}.first"
+    if first.exists():
+        return True
+    first.touch()
+    return False
+
+
 def garbage(context: WorkerContext) -> None:
     """Send what is no message."""
     with zmq.Context() as sockets, sockets.socket(zmq.PUSH) as socket:
@@ -126,11 +174,24 @@ def unstoppable() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", _RUNTIME_DIR])
     (Path(_RUNTIME_DIR) / "helper").write_text(str(helper.pid))
-    send_to_supervisor(Path(_RUNTIME_DIR), Ready(_NAME))
+    send_to_supervisor(Path(_RUNTIME_DIR), Ready(_NAME, os.getpid()))
     time.sleep(1000)
 
 
-_WORKERS = (serve, serve_async, describe, silent, stuck, refuse, break_down, break_down_late, garbage)
+_WORKERS = (
+    serve,
+    serve_async,
+    describe,
+    silent,
+    stuck,
+    refuse,
+    break_down,
+    break_down_late,
+    fail_again,
+    fall_again,
+    silent_again,
+    garbage,
+)
 _PROGRAMS = (exit_early, die_early, unstoppable)
 
 if __name__ == "__main__":

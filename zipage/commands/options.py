@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from zipage.config import BLOCK_SIZES, SCORING_PRESETS, Compress, Device, DType, EngineConfig, ScoringOptions
+from zipage.config import BLOCK_SIZES, SCORING_PRESETS, Compress, Device, DType, EngineConfig, Mps, ScoringOptions
 from zipage.sampling_params import MAX_LOGPROBS, MAX_N, MAX_PRIORITY, MAX_STOP_STRINGS, SamplingParams
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -86,6 +86,16 @@ ENGINE_OPTIONS = (
         "--plan-ahead/--no-plan-ahead",
         default=None,
         help="Send the next step before the tokens of the last one are back [on].",
+    ),
+    click.option(
+        "--mps",
+        type=click.Choice(get_args(Mps)),
+        help="Run compression beside decoding on a GPU through CUDA MPS; auto does so where the machine has it [auto].",
+    ),
+    click.option(
+        "--mps-thread-percentage",
+        type=int,
+        help="Share of the GPU's multiprocessors that compression may use under MPS, 1 to 100 percent [no limit].",
     ),
     click.option("--ready-timeout", type=float, help="Seconds until the engine must be ready, 0.1 or more [300]."),
     click.option("--threads", type=int, help="CPU threads of the decode worker, 0 to 4096; 0 is one per core [0]."),

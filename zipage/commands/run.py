@@ -87,7 +87,7 @@ def run(
         supervisor = resources.enter_context(Supervisor.start(config))
         client = resources.enter_context(Client(supervisor.address, check=supervisor.check))
         session = Session(client, config, params, chat, system, quiet)
-        session.note(describe_engine(name, config, supervisor.status))
+        session.note(describe_engine(name, config, supervisor.status, mps=supervisor.mps))
         failure = work(session)
         session.note(session.summary.report(config, client.status()))
     if failure is not None:

@@ -37,7 +37,7 @@ def serve(model: str | None, address_file: Path | None, quiet: bool, **options: 
     name = model or BUNDLED
     write_note(f"starting an engine for {name}", quiet)
     with Supervisor.start(config) as supervisor, _announced(supervisor.address, address_file):
-        write_note(describe_engine(name, config, supervisor.status), quiet)
+        write_note(describe_engine(name, config, supervisor.status, mps=supervisor.mps), quiet)
         supervisor.failed.wait()
         supervisor.check()
 

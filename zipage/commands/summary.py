@@ -10,8 +10,8 @@ from zipage.messages import Output, RequestMetrics, Status
 from zipage.results import Completion, time_per_output_token, time_to_first_token
 
 
-def describe_engine(name: str, config: EngineConfig, status: Status) -> str:
-    """What to know of the model, the pool and the KV budget of an engine that is ready."""
+def describe_engine(name: str, config: EngineConfig, status: Status, *, mps: bool) -> str:
+    """What to know of the model, the pool and the KV budget of an engine that is ready, and of MPS where it is used."""
     tokens = status.blocks_total * status.block_size
     lines = [
         f"model {name}, at most {status.max_model_len} tokens a sequence, {config.max_num_seqs} sequences at once",
@@ -22,6 +22,8 @@ def describe_engine(name: str, config: EngineConfig, status: Status) -> str:
     if status.host_blocks_total:
         swapped_tokens = status.host_blocks_total * status.block_size
         lines.append(f"host memory for {swapped_tokens} tokens of swapped requests ({status.host_blocks_total} blocks)")
+    if mps:
+        lines.append("compression runs beside decoding, through CUDA MPS")
     return "\n".join(lines)
 
 

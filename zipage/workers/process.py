@@ -29,6 +29,8 @@ from zipage.tracing import Tracer
 CONFIG_FILE = "config.json"
 LIFELINE_VARIABLE = "ZIPAGE_LIFELINE_FD"
 POOL_VARIABLE = "ZIPAGE_POOL_FD"
+SWAP_VARIABLE = "ZIPAGE_SWAP_FD"
+JOURNAL_VARIABLE = "ZIPAGE_JOURNAL_FD"
 
 # A worker that is told to stop in the middle of a long call has this long to come back from it.
 _GRACE_SECONDS = 2.0
@@ -40,13 +42,17 @@ class WorkerContext:
     """What a worker is given.
 
     Attributes:
-        name: `tokenizer`, `scheduler`, `decode` or `compression`.
+        name: `tokenizer`, `scheduler`, `decode`, `compression` or `mps`.
         runtime_dir: where the sockets of all links are.
         config: the engine's options.
         lifeline_fd: becomes readable, and stays so, once this process is to stop; nobody reads from it.
         pool_fd: the memory file of the KV pool, in the decode and the compression worker; its size is 0 until the
             decode worker sets it.
+        swap_fd: the memory file for swapped requests, in the compression worker.
+        journal_fd: the memory file for what the compression worker has to know after it was started again, there.
         tracer: writes what this process does and when, where tracing is on.
+
+    The memory files outlive the processes: one that is started again finds them as its predecessor has left them.
     """
 
     name: str
@@ -54,6 +60,8 @@ class WorkerContext:
     config: EngineConfig
     lifeline_fd: int
     pool_fd: int | None
+    swap_fd: int | None
+    journal_fd: int | None
     tracer: Tracer
 
 
@@ -83,20 +91,26 @@ def run_worker(name: str, main: Callable[[WorkerContext], None]) -> None:
 
 def report_ready(context: WorkerContext, status: Status | None = None) -> None:
     """Tell the supervisor that this process can serve; the scheduler adds the engine's `status`."""
-    send_to_supervisor(context.runtime_dir, Ready(context.name, status))
+    send_to_supervisor(context.runtime_dir, Ready(context.name, os.getpid(), status))
 
 
 def _load_context(name: str, runtime_dir: Path, stop_fd: int) -> WorkerContext:
-    pool_fd = os.environ.get(POOL_VARIABLE)
     config = msgspec.json.decode((runtime_dir / CONFIG_FILE).read_bytes(), type=EngineConfig)
     return WorkerContext(
         name=name,
         runtime_dir=runtime_dir,
         config=config,
         lifeline_fd=stop_fd,
-        pool_fd=None if pool_fd is None else int(pool_fd),
+        pool_fd=_inherited_fd(POOL_VARIABLE),
+        swap_fd=_inherited_fd(SWAP_VARIABLE),
+        journal_fd=_inherited_fd(JOURNAL_VARIABLE),
         tracer=Tracer(config.trace, name),
     )
+
+
+def _inherited_fd(variable: str) -> int | None:
+    number = os.environ.get(variable)
+    return None if number is None else int(number)
 
 
 def _report_failure(name: str, runtime_dir: Path, error: Exception) -> None:
@@ -106,7 +120,7 @@ def _report_failure(name: str, runtime_dir: Path, error: Exception) -> None:
     else:
         reason = f"{type(error).__name__}: {error}"
         traceback.print_exception(error)
-    send_to_supervisor(runtime_dir, Failed(name, reason))
+    send_to_supervisor(runtime_dir, Failed(name, os.getpid(), reason))
 
 
 class _Lifeline:
