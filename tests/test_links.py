@@ -74,14 +74,14 @@ def test_scheduler_and_sync_workers(runtime_dir: Path, context: zmq.Context, lif
     decode = links.connect_decode_link(context, runtime_dir, lifeline[0])
     compression = links.connect_compression_link(context, runtime_dir, lifeline[0])
     decode.send(StepResult(1, [2], []))
-    compression.send(PoolOpened())
+    compression.send(PoolOpened([7]))
     compression.send(CompressionDone(uid=3, num_pinned=5))
 
     async def scheduler() -> None:
         with zmq.asyncio.Context() as sockets:
             ends = links.bind_scheduler_links(sockets, runtime_dir)
             assert await ends.decode.receive() == StepResult(1, [2], [])
-            assert await ends.compression.receive() == PoolOpened()
+            assert await ends.compression.receive() == PoolOpened([7])
             assert await ends.compression.receive() == CompressionDone(uid=3, num_pinned=5)
             await ends.decode.send(step(4))
             assert await asyncio.to_thread(decode.receive) == step(4)

@@ -28,6 +28,8 @@ from zipage.messages import Failed, Ready, Status
 CONFIG_FILE = "config.json"
 LIFELINE_VARIABLE = "ZIPAGE_LIFELINE_FD"
 POOL_VARIABLE = "ZIPAGE_POOL_FD"
+SWAP_VARIABLE = "ZIPAGE_SWAP_FD"
+JOURNAL_VARIABLE = "ZIPAGE_JOURNAL_FD"
 
 # A worker that is told to stop in the middle of a long call has this long to come back from it.
 _GRACE_SECONDS = 2.0
@@ -45,6 +47,8 @@ class WorkerContext:
         lifeline_fd: becomes readable, and stays so, once this process is to stop; nobody reads from it.
         pool_fd: the memory file of the KV pool, in the decode and the compression worker; its size is 0 until the
             decode worker sets it.
+        swap_fd: the memory file for swapped requests, in the compression worker, which sets its size.
+        journal_fd: the memory file of `zipage.eviction.journal`, in the compression worker, which sets its size.
     """
 
     name: str
@@ -52,6 +56,8 @@ class WorkerContext:
     config: EngineConfig
     lifeline_fd: int
     pool_fd: int | None
+    swap_fd: int | None
+    journal_fd: int | None
 
 
 def run_worker(name: str, main: Callable[[WorkerContext], None]) -> None:
@@ -80,14 +86,20 @@ def report_ready(context: WorkerContext, status: Status | None = None) -> None:
 
 
 def _load_context(name: str, runtime_dir: Path, stop_fd: int) -> WorkerContext:
-    pool_fd = os.environ.get(POOL_VARIABLE)
     return WorkerContext(
         name=name,
         runtime_dir=runtime_dir,
         config=msgspec.json.decode((runtime_dir / CONFIG_FILE).read_bytes(), type=EngineConfig),
         lifeline_fd=stop_fd,
-        pool_fd=None if pool_fd is None else int(pool_fd),
+        pool_fd=_inherited_descriptor(POOL_VARIABLE),
+        swap_fd=_inherited_descriptor(SWAP_VARIABLE),
+        journal_fd=_inherited_descriptor(JOURNAL_VARIABLE),
     )
+
+
+def _inherited_descriptor(variable: str) -> int | None:
+    value = os.environ.get(variable)
+    return None if value is None else int(value)
 
 
 def _report_failure(name: str, runtime_dir: Path, error: Exception) -> None:
