@@ -163,6 +163,29 @@ def test_receive_raises_once_the_process_is_to_stop(
     compression.close()
 
 
+def test_everything_that_waits_is_received_at_once(
+    runtime_dir: Path, context: zmq.Context, lifeline: tuple[int, int]
+) -> None:
+    decode = links.connect_decode_link(context, runtime_dir, lifeline[0])
+    assert decode.receive_waiting(0) == []
+    assert decode.receive_waiting(1) == []
+    with context.socket(zmq.PAIR) as scheduler:
+        scheduler.bind(f"ipc://{runtime_dir}/decode")
+        received = []
+        for step_id in range(3):
+            scheduler.send(msgspec.msgpack.encode(step(step_id)))
+        while len(received) < 3:
+            waiting = decode.receive_waiting(None)
+            assert waiting
+            received += waiting
+        assert received == [step(0), step(1), step(2)]
+        assert decode.receive_waiting(0) == []
+        os.write(lifeline[1], b"\0")
+        with pytest.raises(links.Stopped):
+            decode.receive_waiting(None)
+    decode.close()
+
+
 @pytest.mark.parametrize(
     "frame",
     [b"", b"\xc1", b"\x81\xa4type\xa2\xff\xfe", msgspec.msgpack.encode({"type": "PoolOpened"}), b"\x91" * 100_000],
