@@ -74,14 +74,14 @@ def test_scheduler_and_sync_workers(runtime_dir: Path, context: zmq.Context, lif
     decode = links.connect_decode_link(context, runtime_dir, lifeline[0])
     compression = links.connect_compression_link(context, runtime_dir, lifeline[0])
     decode.send(StepResult(1, [2], []))
-    compression.send(PoolOpened())
+    compression.send(PoolOpened([7]))
     compression.send(CompressionDone(uid=3, num_pinned=5))
 
     async def scheduler() -> None:
         with zmq.asyncio.Context() as sockets:
             ends = links.bind_scheduler_links(sockets, runtime_dir)
             assert await ends.decode.receive() == StepResult(1, [2], [])
-            assert await ends.compression.receive() == PoolOpened()
+            assert await ends.compression.receive() == PoolOpened([7])
             assert await ends.compression.receive() == CompressionDone(uid=3, num_pinned=5)
             await ends.decode.send(step(4))
             assert await asyncio.to_thread(decode.receive) == step(4)
@@ -161,6 +161,29 @@ def test_receive_raises_once_the_process_is_to_stop(
         with pytest.raises(links.Stopped):
             compression.receive()
     compression.close()
+
+
+def test_everything_that_waits_is_received_at_once(
+    runtime_dir: Path, context: zmq.Context, lifeline: tuple[int, int]
+) -> None:
+    decode = links.connect_decode_link(context, runtime_dir, lifeline[0])
+    assert decode.receive_waiting(0) == []
+    assert decode.receive_waiting(1) == []
+    with context.socket(zmq.PAIR) as scheduler:
+        scheduler.bind(f"ipc://{runtime_dir}/decode")
+        received = []
+        for step_id in range(3):
+            scheduler.send(msgspec.msgpack.encode(step(step_id)))
+        while len(received) < 3:
+            waiting = decode.receive_waiting(None)
+            assert waiting
+            received += waiting
+        assert received == [step(0), step(1), step(2)]
+        assert decode.receive_waiting(0) == []
+        os.write(lifeline[1], b"\0")
+        with pytest.raises(links.Stopped):
+            decode.receive_waiting(None)
+    decode.close()
 
 
 @pytest.mark.parametrize(

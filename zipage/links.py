@@ -87,6 +87,18 @@ class Link(Generic[Incoming, Outgoing]):
             raise Stopped
         return _decode(self._decoder, self._socket.recv(), self._name)
 
+    def receive_waiting(self, timeout_ms: int | None) -> list[Incoming]:
+        """All messages that have arrived; where there is none, wait for one, up to `timeout_ms` unless that is None.
+
+        Raises as `receive` does.
+        """
+        if self._lifeline_fd in dict(self._poller.poll(timeout_ms)):
+            raise Stopped
+        messages = []
+        while self._socket.poll(0):
+            messages.append(_decode(self._decoder, self._socket.recv(), self._name))
+        return messages
+
     def close(self) -> None:
         """Close the socket; messages that have not left are dropped."""
         self._socket.close()

@@ -375,6 +375,11 @@ class CompressionJob(Message, frozen=True):
     query_buffer: int
     keep: int
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether survivors overwrite entries of the request itself."""
+        return not set(self.target_blocks).isdisjoint(self.block_table)
+
 
 class SwapOut(Message, frozen=True):
     """Copy a request's blocks and its query buffer (-1 for none) to host memory; answered by `SwapDone` or `JobFailed`.
@@ -406,7 +411,13 @@ CompressionCommand = OpenPool | Job
 
 
 class PoolOpened(Message, frozen=True):
-    """The compression worker can run jobs."""
+    """The compression worker can run jobs.
+
+    `unfinished` are requests whose entries a worker before it had begun to move in place: where such a job was not
+    answered, the entries are lost. Requests whose job was answered, or that have none, may be among them.
+    """
+
+    unfinished: list[int] = []
 
 
 class CompressionDone(Message, frozen=True):

@@ -11,7 +11,9 @@ from zipage.config import PAPER_SCORING, ScoringOptions
 from zipage.errors import EngineError
 from zipage.eviction.job import run_job
 from zipage.eviction.kernel_job import compile_kernels, compress_layers
+from zipage.eviction.scratch import SCRATCH_BYTES
 from zipage.execution.pool import KVPool
+from zipage.messages import CompressionJob
 
 # Triton's interpreter multiplies the bit patterns of bfloat16.
 LOW_PRECISION = torch.bfloat16 if torch.cuda.is_available() else torch.float16
@@ -32,14 +34,18 @@ def on_device(pool: KVPool) -> KVPool:
     )
 
 
+def kept_by_kernels(
+    jobs: list[CompressionJob], pool: KVPool, scoring: ScoringOptions, scratch_bytes: int = SCRATCH_BYTES
+) -> list[torch.Tensor]:
+    """`[L, Hkv, keep]` of each job on the CPU, as the reference path gives it."""
+    kept = torch.cat([*compress_layers(jobs, pool, scoring, scratch_bytes)], dim=1).long().cpu()
+    return [row[:, :, : job.keep] for row, job in zip(kept, jobs, strict=True)]
+
+
 def check_against_reference(case: Case) -> None:
     pool = on_device(case.pool)
-    # On a GPU a job takes the kernels by itself.
-    compress = compress_layers if pool.device.type == "cpu" else lambda *job: run_job(*job).kept
-    kept = compress(case.job, pool, case.scoring)
-    expected = run_job(case.job, case.pool, case.scoring).kept
-    assert kept.dtype == expected.dtype
-    assert torch.equal(kept.cpu(), expected)
+    (kept,) = kept_by_kernels([case.job], pool, case.scoring)
+    assert torch.equal(kept, run_job(case.job, case.pool, case.scoring).kept)
     for name in TENSORS:
         actual, reference = getattr(pool, name), getattr(case.pool, name)
         if name == "scores":
@@ -64,7 +70,7 @@ def test_kernels_take_any_block_size_and_dtype(block_size, dtype):
 def test_accumulated_attention_needs_a_pool_that_has_it():
     case = make_case(ScoringOptions())
     with pytest.raises(EngineError, match="accumulates no attention"):
-        compress_layers(case.job, on_device(case.pool), ScoringOptions(observe="all"))
+        kept_by_kernels([case.job], on_device(case.pool), ScoringOptions(observe="all"))
 
 
 @pytest.mark.parametrize("scoring", [ScoringOptions(), PAPER_SCORING, ScoringOptions(observe="all")])

@@ -1,20 +1,31 @@
-"""Copies of a request between the pool and host memory."""
+"""Copies of a request between the pool and host memory, which outlives the process that makes them."""
 
 import dataclasses
+import errno
+import os
+from collections.abc import Iterator
 
 import msgspec
 import pytest
 import torch
 
-from zipage.config import ScoringOptions
-from zipage.eviction import job_runner
-from zipage.eviction.job_runner import JobRunner
 from zipage.execution.host_memory import HostMemory
+from zipage.execution.memory_file import MemoryFile
 from zipage.execution.pool import KVPool, allocate_on_device
-from zipage.messages import JobFailed, PoolGeometry, SwapDone, SwapIn, SwapOut
+from zipage.messages import PoolGeometry, SwapIn, SwapOut
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def random_pool(*, accumulate: bool) -> KVPool:
+@pytest.fixture
+def memory_file() -> Iterator[int]:
+    """The descriptor of an empty memory file."""
+    descriptor = os.memfd_create("test")
+    yield descriptor
+    os.close(descriptor)
+
+
+def random_pool(*, accumulate: bool = False) -> KVPool:
     geometry = PoolGeometry(
         num_layers=2,
         num_blocks=12,
@@ -30,7 +41,7 @@ def random_pool(*, accumulate: bool) -> KVPool:
         num_host_blocks=5,
         num_host_slots=2,
     )
-    pool = allocate_on_device(geometry, torch.device("cpu"))
+    pool = allocate_on_device(geometry, DEVICE)
     torch.manual_seed(1)
     for tensor in tensors(pool):
         tensor.normal_()
@@ -43,27 +54,42 @@ def tensors(pool: KVPool) -> list[torch.Tensor]:
     ]
 
 
-@pytest.mark.parametrize("accumulate", [False, True])
-def test_a_request_comes_back_to_other_blocks_as_it_was(accumulate: bool) -> None:
-    pool = random_pool(accumulate=accumulate)
+def lose(pool: KVPool) -> list[torch.Tensor]:
+    """Overwrite everything with zeros; returns copies of what was there."""
     before = [tensor.clone() for tensor in tensors(pool)]
-    runner = JobRunner(pool, ScoringOptions())
-    assert runner.run(SwapOut(7, [4, 0, 9], 3, [1, 4, 2], 1)) == SwapDone(7)
-    assert runner.run(SwapOut(8, [5, 6], 0, [3, 0], 0)) == SwapDone(8)
     for tensor in tensors(pool):
         tensor.zero_()
-    assert runner.run(SwapIn(7, [2, 11, 3], 5, [1, 4, 2], 1)) == SwapDone(7)
+    return before
+
+
+def check_came_back(pool: KVPool, before: list[torch.Tensor], blocks: list[int], old_blocks: list[int]) -> None:
+    """The request is there, in other blocks and query buffer 5 instead of 3, and nothing else has been written."""
     *by_block, queries = zip(tensors(pool), before, strict=True)
     for tensor, old in by_block:
-        assert torch.equal(tensor[:, [2, 11, 3]], old[:, [4, 0, 9]])
-        # Nothing else was written.
-        assert tensor.count_nonzero() == old[:, [4, 0, 9]].count_nonzero()
+        assert torch.equal(tensor[:, blocks], old[:, old_blocks])
+        assert tensor.count_nonzero() == old[:, old_blocks].count_nonzero()
     assert torch.equal(queries[0][:, 5], queries[1][:, 3])
     assert queries[0].count_nonzero() == queries[1][:, 3].count_nonzero()
 
 
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("scratch_bytes", [1, 1100, 1 << 20], ids=["block-by-block", "two-by-two", "at-once"])
+@pytest.mark.parametrize("host_blocks", [[1, 4, 2], [2, 3, 4], [4, 3, 0]], ids=["scattered", "in-a-row", "backwards"])
+def test_a_request_comes_back_to_other_blocks_as_it_was(
+    accumulate: bool, scratch_bytes: int, host_blocks: list[int]
+) -> None:
+    pool = random_pool(accumulate=accumulate)
+    memory = HostMemory(pool, scratch_bytes=scratch_bytes)
+    others = [block for block in range(5) if block not in host_blocks]
+    memory.run(SwapOut(7, [4, 0, 9], 3, host_blocks, 1))
+    memory.run(SwapOut(8, [5, 6], 0, others, 0))
+    before = lose(pool)
+    memory.run(SwapIn(7, [2, 11, 3], 5, host_blocks, 1))
+    check_came_back(pool, before, [2, 11, 3], [4, 0, 9])
+
+
 def test_a_request_that_records_nothing_takes_no_queries_along() -> None:
-    pool = random_pool(accumulate=False)
+    pool = random_pool()
     memory = HostMemory(pool)
     memory.run(SwapOut(7, [4], 3, [1], 1))
     queries = pool.queries.clone()
@@ -71,28 +97,47 @@ def test_a_request_that_records_nothing_takes_no_queries_along() -> None:
     assert torch.equal(pool.queries, queries)
 
 
-def test_lack_of_memory_fails_the_job_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = JobRunner(random_pool(accumulate=False), ScoringOptions())
+def test_the_next_worker_finds_what_the_last_one_has_saved(memory_file: int) -> None:
+    pool = random_pool()
+    HostMemory(pool, os.dup(memory_file)).run(SwapOut(7, [4, 0, 9], 3, [1, 4, 2], 1))
+    before = lose(pool)
+    HostMemory(pool, memory_file).run(SwapIn(7, [2, 11, 3], 5, [1, 4, 2], 1))
+    check_came_back(pool, before, [2, 11, 3], [4, 0, 9])
 
-    def lacking(*args: object) -> None:
-        raise torch.OutOfMemoryError("tried to allocate 1 GiB")
 
-    monkeypatch.setattr(job_runner.HostMemory, "run", lacking)
-    assert runner.run(SwapOut(7, [4], 3, [1], 1)) == JobFailed(7, "tried to allocate 1 GiB")
+def test_memory_is_taken_when_the_first_job_comes(memory_file: int) -> None:
+    memory = HostMemory(random_pool(), memory_file)
+    assert os.fstat(memory_file).st_size == 0
+    memory.run(SwapOut(7, [4], 3, [1], 1))
+    assert os.fstat(memory_file).st_size > 0
+
+
+def test_memory_that_cannot_be_had_is_said_and_nothing_else_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = random_pool()
+    memory = HostMemory(pool)
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(MemoryError, match="No space left"):
+        memory.run(SwapOut(7, [4], 3, [1], 1))
     monkeypatch.undo()
-    assert runner.run(SwapOut(7, [4], 3, [1], 1)) == SwapDone(7)
+    memory.run(SwapOut(7, [4], 3, [1], 1))
 
 
-def test_host_memory_that_cannot_be_had_fails_the_job() -> None:
-    pool = random_pool(accumulate=False)
+def test_more_memory_than_there_can_be_is_an_error() -> None:
+    pool = random_pool()
     endless = msgspec.structs.replace(pool.geometry, num_host_blocks=1 << 50)
-    runner = JobRunner(dataclasses.replace(pool, geometry=endless), ScoringOptions())
-    answer = runner.run(SwapOut(7, [4], 3, [1], 1))
-    assert isinstance(answer, JobFailed)
-    assert "memory" in answer.reason
+    with pytest.raises(MemoryError, match="memory"):
+        HostMemory(dataclasses.replace(pool, geometry=endless)).run(SwapOut(7, [4], 3, [1], 1))
 
 
-def test_other_errors_are_not_hidden() -> None:
-    runner = JobRunner(random_pool(accumulate=False), ScoringOptions())
-    with pytest.raises(IndexError):
-        runner.run(SwapOut(7, [400], 3, [1], 1))
+def test_parts_of_a_tensor_are_reserved_and_nothing_else(memory_file: int) -> None:
+    page = 4096
+    file = MemoryFile(memory_file, [((3,), torch.float32), ((8, page), torch.uint8)])
+    file.reserve(1, 2, 3)
+    assert os.fstat(memory_file).st_blocks * 512 == 3 * page
+    file.tensors[1][2:5] = 1
+    assert os.fstat(memory_file).st_blocks * 512 == 3 * page
+    assert [tensor.shape for tensor in file.tensors] == [(3,), (8, page)]

@@ -1,1 +1,1 @@
-"""One compression job from start to end: scoring, selection, compaction."""
+"""Compressions from start to end: scoring, selection, compaction, and the queue, runner and journal of all jobs."""

@@ -1,5 +1,6 @@
 """One compression job from start to end: in every layer score the entries, select, move the survivors together."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from zipage.config import ScoringOptions
 from zipage.errors import EngineError
 from zipage.eviction.query_rows import observed_queries
 from zipage.eviction.scoring import AccumulatedAttention, RecordedQueries, score_layer
+from zipage.eviction.scratch import SCRATCH_BYTES
 from zipage.eviction.selection import entry_tiers, pinned_after
 from zipage.execution.pool import KVPool
 from zipage.kernels.reference import compact, gather_entries, place_entries, select_entries
@@ -47,7 +49,8 @@ class _Plan:
 def run_job(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> JobResult:
     """Compress one request: keep the best `job.keep` entries of every layer and KV head in `job.target_blocks`.
 
-    Writes keys, values and scores of the survivors there, and zero to the targets' accumulated attention.
+    Writes keys, values and scores of the survivors there, and zero to the targets' accumulated attention. On a GPU
+    this has been launched, not done, when the function returns.
 
     Args:
         job: the request's blocks and counts.
@@ -57,20 +60,33 @@ def run_job(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> JobRe
     Raises:
         EngineError: the job contradicts itself or the scoring options.
     """
-    _check(job, pool.geometry.block_size, scoring)
+    check_job(job, pool.geometry.block_size, scoring)
+    layers = [kept[0] for kept in compress_layers([job], pool, scoring, SCRATCH_BYTES)]
+    return JobResult(torch.cat(layers).long(), pinned_survivors(job, scoring))
+
+
+def compress_layers(
+    jobs: Sequence[CompressionJob], pool: KVPool, scoring: ScoringOptions, scratch_bytes: int
+) -> Iterator[Tensor]:
+    """Do jobs that have been checked, on a CPU one alone, and yield what the next layers of each keep.
+
+    `zipage.eviction.kernel_job.compress_layers` says more. What has been yielded has been written, or will be before
+    what is launched later on the same stream.
+    """
     if pool.device.type == "cuda":
         # Triton takes long to import, and a CPU engine does without.
-        from zipage.eviction.kernel_job import compress_layers
+        from zipage.eviction import kernel_job
 
-        kept = compress_layers(job, pool, scoring)
-    else:
-        kept = _compress_layers(job, pool, scoring)
-    # Counted on the CPU: what is read back from a GPU waits for all jobs before.
-    tiers = _tiers(job, scoring, torch.device("cpu"))
-    return JobResult(kept, pinned_after(tiers, _num_pinned(job, scoring), job.keep))
+        yield from kernel_job.compress_layers(jobs, pool, scoring, scratch_bytes)
+        return
+    (job,) = jobs
+    plan = _plan(job, pool, scoring)
+    for layer in range(pool.geometry.num_layers):
+        yield _compress_layer(plan, pool, layer)[None, None]
 
 
-def _check(job: CompressionJob, block_size: int, scoring: ScoringOptions) -> None:
+def check_job(job: CompressionJob, block_size: int, scoring: ScoringOptions) -> None:
+    """Raise an EngineError where the job contradicts itself or the scoring options."""
     if job.keep > min(len(job.target_blocks) * block_size, job.num_entries):
         raise EngineError(
             f"compression of request {job.uid} cannot keep {job.keep} of {job.num_entries} entries in "
@@ -92,10 +108,10 @@ def _check(job: CompressionJob, block_size: int, scoring: ScoringOptions) -> Non
         raise EngineError(f"compression of request {job.uid} has no observed queries")
 
 
-def _compress_layers(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> Tensor:
-    """Compress all layers one by one and return the kept indices, `[L, Hkv, keep]`."""
-    plan = _plan(job, pool, scoring)
-    return torch.stack([_compress_layer(plan, pool, layer) for layer in range(pool.geometry.num_layers)])
+def pinned_survivors(job: CompressionJob, scoring: ScoringOptions) -> int:
+    """How many leading survivors of a job are the prompt's, where the prompt is pinned."""
+    # Counted on the CPU: what is read back from a GPU waits for all jobs before.
+    return pinned_after(_tiers(job, scoring, torch.device("cpu")), _num_pinned(job, scoring), job.keep)
 
 
 def _tiers(job: CompressionJob, scoring: ScoringOptions, device: torch.device) -> Tensor:

@@ -1,14 +1,19 @@
-"""One compression job on the Triton kernels: every step of the method over all layers at once, in a few launches."""
+"""Compressions of several requests on the Triton kernels: every step of the method over many layers in one launch."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
+import msgspec
 import torch
 from torch import Tensor
 
 from zipage.config import ScoringOptions
 from zipage.errors import EngineError
+from zipage.eviction.lengths import length_classes, row_length
 from zipage.eviction.query_rows import observed_queries
+from zipage.eviction.scratch import layer_bytes, layers_at_once
 from zipage.execution.pool import KVPool
+from zipage.execution.upload import upload
 from zipage.kernels.compact import compact
 from zipage.kernels.global_score import accumulated_score
 from zipage.kernels.pool_score import pool_score
@@ -19,13 +24,20 @@ from zipage.messages import CompressionJob
 
 
 @dataclass(frozen=True)
-class _DeviceJob:
-    """A job's lists and numbers on the pool's device, as the kernels take them: one request, int64.
+class _Batch:
+    """Lists and numbers of `R` requests on the pool's device, as the kernels take them, int64; padded with zeros.
+
+    All tensors begin at multiples of 16 bytes, because other addresses would make kernels be compiled again.
 
     Attributes:
-        table, targets: `[1, blocks]`.
-        query_rows, query_indices: `[1, m]`, of `observed_queries`, indices among resident entries.
-        num_entries, num_survivors, num_queries, num_pinned, query_buffer, keep, recent: `[1]`.
+        table, targets: `[R, most blocks]`.
+        query_rows, query_indices: `[R, w]`, of `observed_queries`, indices among resident entries; `[R, 0]` where
+            attention is accumulated. They have places for all `w`, lest kernels differ with the longest interval.
+        num_entries, num_survivors, num_queries, num_pinned, query_buffer, keep, recent: `[R]`.
+        row_length: places of a row of scores.
+        most_kept: the largest `keep`.
+        in_place: whether a target may be a block of its request's table.
+        has_first: whether a request is compressed for the first time.
     """
 
     table: Tensor
@@ -39,109 +51,131 @@ class _DeviceJob:
     query_buffer: Tensor
     keep: Tensor
     recent: Tensor
+    row_length: int
+    most_kept: int
+    in_place: bool
+    has_first: bool
 
 
-def compress_layers(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> Tensor:
-    """Compress all layers and return the kept indices, `[L, Hkv, keep]` int64, as the reference path does.
+def compress_layers(
+    jobs: Sequence[CompressionJob], pool: KVPool, scoring: ScoringOptions, scratch_bytes: int
+) -> Iterator[Tensor]:
+    """Compress requests, as many layers at a time as `scratch_bytes` allow, and yield what each launch has kept.
+
+    The numbers of a request do not depend on the others where all are of one `length_class`.
 
     Args:
-        job: has been checked.
+        jobs: have been checked; no two of them write the same block, and none reads what another one writes.
         pool: as in `run_job`.
         scoring: how survivors are chosen.
+        scratch_bytes: limit of the memory beside the pool, where one layer of all requests fits.
+
+    Yields:
+        `[R, layers, Hkv, most kept]` int32 for the next layers, the first `keep` places of each request. Its launches
+        have been made; the device may not have come to them.
     """
-    in_place = not set(job.target_blocks).isdisjoint(job.block_table)
-    is_first = job.num_survivors == 0
-    return _compress(_upload(job, scoring, pool.device), job.num_entries, job.keep, in_place, is_first, pool, scoring)
+    batch = _upload(jobs, scoring, pool.device)
+    most_entries = max(job.num_entries for job in jobs)
+    bytes_of_layer = layer_bytes(most_entries, batch.most_kept, pool.geometry, scoring)
+    stride = layers_at_once(bytes_of_layer, len(jobs), scratch_bytes)
+    for first in range(0, pool.geometry.num_layers, stride):
+        yield _compress(batch, _layers(pool, first, first + stride), scoring)
 
 
-def compile_kernels(pool: KVPool, scoring: ScoringOptions, num_entries: int) -> None:
-    """Compile what jobs of requests with `num_entries` entries run, without touching any: the job has no entry."""
-    block_size = pool.geometry.block_size
-    num_queries = len(observed_queries(scoring.observe, scoring.window, num_entries))
+def compile_kernels(pool: KVPool, scoring: ScoringOptions, longest: int) -> None:
+    """Compile what jobs of requests with up to `longest` entries run, without touching any: the job has no entry.
 
-    def numbers(*shape: int, value: int = 0) -> Tensor:
-        return torch.full(shape, value, dtype=torch.int64, device=pool.device)
-
-    nothing = _DeviceJob(
-        table=numbers(1, num_entries // block_size),
-        targets=numbers(1, num_entries // block_size - 1),
-        query_rows=numbers(1, num_queries),
-        query_indices=numbers(1, num_queries),
-        num_entries=numbers(1),
-        num_survivors=numbers(1),
-        num_queries=numbers(1, value=1),
-        num_pinned=numbers(1),
-        query_buffer=numbers(1),
-        keep=numbers(1),
-        recent=numbers(1),
-    )
-    for in_place in (False, True):
-        for is_first in (False, True):
-            _compress(nothing, num_entries, num_entries - block_size, in_place, is_first, pool, scoring)
+    Kernels differ by the class of a row's length and by whether they compact in place, by nothing else: tensors are
+    aligned, and numbers of requests, layers, blocks and queries are no part of what is compiled.
+    """
+    # Block table, targets, entries, survivors, observed queries, pinned entries, query buffer, and what is kept.
+    nothing = CompressionJob(0, [0], [0], 0, 0, 1, 0, 0, 0)
+    batch, layer = _upload([nothing], scoring, pool.device), _layers(pool, 0, 1)
+    for length in length_classes(longest):
+        for in_place in (False, True):
+            _compress(replace(batch, row_length=length, most_kept=length, in_place=in_place), layer, scoring)
 
 
-def _compress(
-    on_device: _DeviceJob,
-    num_entries: int,
-    keep: int,
-    in_place: bool,
-    is_first: bool,
-    pool: KVPool,
-    scoring: ScoringOptions,
-) -> Tensor:
-    """`compress_layers`; the numbers beside `on_device` are what memory and launches need of it on the host."""
-    score = _score(on_device, num_entries, pool, scoring)
-    final = _final_score(on_device, is_first, pool, scoring, score)
-    kept = torch.empty((*score.shape[:3], keep), dtype=torch.int32, device=pool.device)
-    select_entries(
-        final, on_device.num_entries, on_device.keep, scoring.sinks, on_device.recent, on_device.num_pinned, kept
-    )
-    blocks = on_device.table, on_device.targets
-    compact(pool.keys, pool.values, pool.scores, pool.observed, score, *blocks, kept, on_device.keep, in_place)
-    return kept[0].long()
-
-
-def _upload(job: CompressionJob, scoring: ScoringOptions, device: torch.device) -> _DeviceJob:
-    """One copy to the device carries everything, because each copy waits for its own round trip."""
-    recorded = observed_queries(scoring.observe, scoring.window, job.num_entries - job.num_survivors)
-    fields = {
-        "table": job.block_table,
-        "targets": job.target_blocks,
-        "query_rows": [row for _, row in recorded],
-        "query_indices": [job.num_survivors + index for index, _ in recorded],
-        "num_entries": [job.num_entries],
-        "num_survivors": [job.num_survivors],
-        "num_queries": [job.num_observed if scoring.observe == "all" else len(recorded)],
-        "num_pinned": [job.num_pinned if scoring.pin_prompt else 0],
-        "query_buffer": [job.query_buffer],
-        "keep": [job.keep],
-        "recent": [scoring.recent_entries(job.keep)],
+def _upload(jobs: Sequence[CompressionJob], scoring: ScoringOptions, device: torch.device) -> _Batch:
+    """One copy to the device carries everything."""
+    recorded = [observed_queries(scoring.observe, scoring.window, job.num_entries - job.num_survivors) for job in jobs]
+    num_rows = 0 if scoring.observe == "all" else scoring.window
+    matrices = {
+        "table": _padded([job.block_table for job in jobs]),
+        "targets": _padded([job.target_blocks for job in jobs]),
+        "query_rows": _padded([[row for _, row in pairs] for pairs in recorded], num_rows),
+        "query_indices": _padded(
+            [[job.num_survivors + index for index, _ in pairs] for job, pairs in zip(jobs, recorded, strict=True)],
+            num_rows,
+        ),
     }
-    packed = torch.tensor([number for numbers in fields.values() for number in numbers]).to(device)
-    parts = dict(zip(fields, packed.split([len(numbers) for numbers in fields.values()]), strict=True))
-    matrices = {name: parts[name][None] for name in ("table", "targets", "query_rows", "query_indices")}
-    return _DeviceJob(**{**parts, **matrices})
+    numbers = {
+        "num_entries": [job.num_entries for job in jobs],
+        "num_survivors": [job.num_survivors for job in jobs],
+        "num_queries": [job.num_observed for job in jobs] if scoring.observe == "all" else [*map(len, recorded)],
+        "num_pinned": [job.num_pinned if scoring.pin_prompt else 0 for job in jobs],
+        "query_buffer": [job.query_buffer for job in jobs],
+        "keep": [job.keep for job in jobs],
+        "recent": [scoring.recent_entries(job.keep) for job in jobs],
+    }
+    flat = [[number for row in rows for number in row] for rows in matrices.values()] + list(numbers.values())
+    # An even number of 8 bytes each, so that all begin at multiples of 16.
+    parts = upload([part + [0] * (len(part) % 2) for part in flat], device)
+    shapes = [(len(jobs), len(rows[0])) for rows in matrices.values()] + [(len(jobs),)] * len(numbers)
+    tensors = [part[: len(numbers)].view(shape) for part, numbers, shape in zip(parts, flat, shapes, strict=True)]
+    return _Batch(
+        **dict(zip([*matrices, *numbers], tensors, strict=True)),
+        row_length=row_length(max(job.num_entries for job in jobs)),
+        most_kept=max(job.keep for job in jobs),
+        in_place=any(job.is_in_place for job in jobs),
+        has_first=any(job.num_survivors == 0 for job in jobs),
+    )
 
 
-def _score(on_device: _DeviceJob, num_entries: int, pool: KVPool, scoring: ScoringOptions) -> Tensor:
-    """Steps 1 and 2: `[1, L, Hkv, n]` float32, what survivors carry to the next compression."""
+def _layers(pool: KVPool, first: int, last: int) -> KVPool:
+    """A view of the layers from `first` up to `last`."""
+    return replace(
+        pool,
+        geometry=msgspec.structs.replace(pool.geometry, num_layers=len(pool.keys[first:last])),
+        keys=pool.keys[first:last],
+        values=pool.values[first:last],
+        scores=pool.scores[first:last],
+        observed=None if pool.observed is None else pool.observed[first:last],
+        queries=pool.queries[first:last],
+    )
+
+
+def _compress(batch: _Batch, pool: KVPool, scoring: ScoringOptions) -> Tensor:
+    """Compress all layers of the pool and return what is kept, `[R, L, Hkv, most kept]` int32."""
+    score = _score(batch, pool, scoring)
+    final = _final_score(batch, pool, scoring, score)
+    kept = torch.empty((*score.shape[:3], batch.most_kept), dtype=torch.int32, device=pool.device)
+    select_entries(final, batch.num_entries, batch.keep, scoring.sinks, batch.recent, batch.num_pinned, kept)
+    blocks = batch.table, batch.targets
+    compact(pool.keys, pool.values, pool.scores, pool.observed, score, *blocks, kept, batch.keep, batch.in_place)
+    return kept
+
+
+def _score(batch: _Batch, pool: KVPool, scoring: ScoringOptions) -> Tensor:
+    """Steps 1 and 2: `[R, L, Hkv, row length]` float32, what survivors carry to the next compression."""
     num_layers, _, num_kv_heads, _, head_dim = pool.keys.shape
-    score = torch.empty((1, num_layers, num_kv_heads, num_entries), dtype=torch.float32, device=pool.device)
-    request = (on_device.table, on_device.num_entries, on_device.num_survivors)
+    shape = (len(batch.table), num_layers, num_kv_heads, batch.row_length)
+    score = torch.empty(shape, dtype=torch.float32, device=pool.device)
+    requests = (batch.table, batch.num_entries, batch.num_survivors)
     if scoring.observe == "all":
         if pool.observed is None:
             raise EngineError("scoring.observe is all, and the KV pool accumulates no attention")
-        accumulated_score(pool.observed, pool.scores, *request, on_device.num_queries, scoring.decay, score)
+        accumulated_score(pool.observed, pool.scores, *requests, batch.num_queries, scoring.decay, score)
         return score
     window_score(
         pool.queries,
         pool.keys,
         pool.scores,
-        *request,
-        on_device.query_buffer,
-        on_device.query_rows,
-        on_device.query_indices,
-        on_device.num_queries,
+        *requests,
+        batch.query_buffer,
+        batch.query_rows,
+        batch.query_indices,
+        batch.num_queries,
         head_dim**-0.5,
         scoring.decay,
         score,
@@ -149,18 +183,24 @@ def _score(on_device: _DeviceJob, num_entries: int, pool: KVPool, scoring: Scori
     return score
 
 
-def _final_score(on_device: _DeviceJob, is_first: bool, pool: KVPool, scoring: ScoringOptions, score: Tensor) -> Tensor:
-    """Steps 3 to 5: `[1, L, Hkv, n]` float32, what selection ranks by; `score` stays as it is."""
+def _final_score(batch: _Batch, pool: KVPool, scoring: ScoringOptions, score: Tensor) -> Tensor:
+    """Steps 3 to 5: `[R, L, Hkv, row length]` float32, what selection ranks by; `score` stays as it is."""
     final = score
-    if scoring.pooling == "always" or (scoring.pooling == "first" and is_first):
+    if scoring.pooling == "always" or (scoring.pooling == "first" and batch.has_first):
         final = torch.empty_like(score)
-        is_pooled = torch.ones(1, dtype=torch.bool, device=pool.device)
-        pool_score(score, on_device.num_entries, is_pooled, final)
+        is_pooled = (batch.num_survivors == 0) | (scoring.pooling == "always")
+        pool_score(score, batch.num_entries, is_pooled, final)
     if scoring.redundancy == "off":
         return final
     similarity = torch.empty_like(score)
     measure = full_similarity if scoring.redundancy == "full" else lightning_similarity
-    measure(pool.keys, on_device.table, on_device.num_entries, scoring.similarity_threshold, similarity)
+    measure(pool.keys, batch.table, batch.num_entries, scoring.similarity_threshold, similarity)
     temperature, weight = scoring.redundancy_temperature, scoring.attention_weight
-    combine(final, similarity, on_device.num_entries, temperature, weight, similarity)
+    combine(final, similarity, batch.num_entries, temperature, weight, similarity)
     return similarity
+
+
+def _padded(rows: list[list[int]], least: int = 1) -> list[list[int]]:
+    """Rows of one length, at least `least`, filled up with zeros."""
+    length = max(least, *map(len, rows))
+    return [row + [0] * (length - len(row)) for row in rows]

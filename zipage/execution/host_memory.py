@@ -1,87 +1,122 @@
 """Host memory for the KV of swapped requests, and the copies between it and the pool."""
 
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from zipage.execution.memory_file import MemoryFile
 from zipage.execution.pool import KVPool
+from zipage.execution.upload import upload
 from zipage.messages import SwapIn, SwapOut
+
+# Of a GPU's memory, what is on its way at a time, at least one block.
+SCRATCH_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class _Tensors:
-    """What is copied of a request, in the pool or in host memory.
+class _Places:
+    """Some blocks, or the query buffer, of a request: their indices in the pool and, in the same order, in the file."""
 
-    Attributes:
-        by_block: tensors `[L, blocks, ...]`.
-        queries: `[L, query buffers or host slots, w, Hq, d]`.
-    """
+    pool: Sequence[int]
+    host: Sequence[int]
 
-    by_block: list[torch.Tensor]
-    queries: torch.Tensor
+
+@dataclass(frozen=True)
+class _Run:
+    """Consecutive numbers in a list: the place of the first one in the list, that number, and how many they are."""
+
+    offset: int
+    first: int
+    count: int
 
 
 class HostMemory:
-    """The host blocks and slots that swap jobs name; allocated when the first job comes, pinned for a GPU.
+    """The host blocks and slots that swap jobs name, in a memory file that is sized when the first job comes.
 
-    Only the process that runs swap jobs has it, so it is gone with that process.
+    Every block, and every query buffer, lies there in one piece with all its layers. On a GPU the file is pinned, and
+    copies are made on the current stream, without waiting for the device.
     """
 
-    def __init__(self, pool: KVPool) -> None:
-        self._pool = _pool_tensors(pool)
-        self._sizes = pool.geometry.num_host_blocks, pool.geometry.num_host_slots
-        self._host: _Tensors | None = None
+    def __init__(self, pool: KVPool, descriptor: int | None = None, scratch_bytes: int = SCRATCH_BYTES) -> None:
+        """`descriptor` is of a memory file that outlives this process, where there is one."""
+        self._pool = pool
+        self._descriptor = descriptor
+        self._scratch_bytes = scratch_bytes
+        self._file: MemoryFile | None = None
 
     def run(self, job: SwapOut | SwapIn) -> None:
         """Copy a request's blocks and recorded queries to host memory, or back.
 
         Raises:
-            MemoryError: there is less host memory than was promised.
+            MemoryError: there is less host memory than was promised, or no device memory for what is on its way.
         """
-        if self._host is None:
-            try:
-                self._host = self._allocate()
-            except RuntimeError as error:
-                raise MemoryError(str(error)) from error
-        places = (job.host_blocks, job.host_slot), (job.block_table, job.query_buffer)
-        if isinstance(job, SwapOut):
-            _copy(self._host, *places[0], self._pool, *places[1])
-        else:
-            _copy(self._pool, *places[1], self._host, *places[0])
+        blocks = _Places(job.block_table, job.host_blocks)
+        # A request that is never compressed again records no queries.
+        buffer = _Places([job.query_buffer], [job.host_slot]) if min(job.query_buffer, job.host_slot) >= 0 else None
+        try:
+            file = self._open()
+            for index, tensor in enumerate(self._pool_tensors()):
+                places = buffer if tensor is self._pool.queries else blocks
+                if places is not None and tensor.numel():
+                    self._copy(job, file, index, tensor.transpose(0, 1), places)
+        except (OSError, torch.OutOfMemoryError) as error:
+            raise MemoryError(str(error)) from error
 
-    def _allocate(self) -> _Tensors:
-        num_blocks, num_slots = self._sizes
-        pinned = self._pool.queries.device.type == "cuda"
+    def _pool_tensors(self) -> list[Tensor]:
+        """What is copied of a request, all `[L, blocks or query buffers, ...]`."""
+        pool = self._pool
+        observed = [] if pool.observed is None else [pool.observed]
+        return [pool.keys, pool.values, pool.scores, *observed, pool.queries]
 
-        def like(tensor: torch.Tensor, count: int) -> torch.Tensor:
-            shape = (tensor.shape[0], count, *tensor.shape[2:])
-            return torch.empty(shape, dtype=tensor.dtype, pin_memory=pinned)
+    def _open(self) -> MemoryFile:
+        if self._file is None:
+            if self._descriptor is None:
+                self._descriptor = os.memfd_create("swap")
+            geometry = self._pool.geometry
+            layout = []
+            for tensor in self._pool_tensors():
+                count = geometry.num_host_slots if tensor is self._pool.queries else geometry.num_host_blocks
+                layout.append(((count, tensor.shape[0], *tensor.shape[2:]), tensor.dtype))
+            file = MemoryFile(self._descriptor, layout)
+            if self._pool.device.type == "cuda":
+                file.pin()
+            self._file = file
+        return self._file
 
-        blocks = [like(tensor, num_blocks) for tensor in self._pool.by_block]
-        return _Tensors(blocks, like(self._pool.queries, num_slots))
+    def _copy(self, job: SwapOut | SwapIn, file: MemoryFile, index: int, in_pool: Tensor, places: _Places) -> None:
+        """Copy places of one tensor of the pool, seen as `[places, L, ...]`, through `scratch_bytes` on the device."""
+        (indices,) = upload([places.pool], in_pool.device)
+        at_once = max(1, self._scratch_bytes // (in_pool[0].numel() * in_pool.element_size()))
+        copy = _copy_out if isinstance(job, SwapOut) else _copy_in
+        for start in range(0, len(places.pool), at_once):
+            stretch = slice(start, start + at_once)
+            copy(file, index, list(_runs(places.host[stretch])), in_pool, indices[stretch])
 
 
-def _pool_tensors(pool: KVPool) -> _Tensors:
-    by_block = [pool.keys, pool.values, pool.scores]
-    if pool.observed is not None:
-        by_block.append(pool.observed)
-    return _Tensors(by_block, pool.queries)
+def _copy_out(file: MemoryFile, index: int, runs: list[_Run], in_pool: Tensor, indices: Tensor) -> None:
+    """Gather what `indices` name on the device, then copy it to the file's tensor `index`."""
+    on_device = in_pool.index_select(0, indices)
+    for run in runs:
+        file.reserve(index, run.first, run.count)
+        in_file = file.tensors[index][run.first : run.first + run.count]
+        in_file.copy_(on_device[run.offset : run.offset + run.count], non_blocking=True)
 
 
-def _copy(
-    target: _Tensors,
-    target_blocks: list[int],
-    target_buffer: int,
-    source: _Tensors,
-    source_blocks: list[int],
-    source_buffer: int,
-) -> None:
-    for to, of in zip(target.by_block, source.by_block, strict=True):
-        to_blocks = torch.tensor(target_blocks, device=to.device)
-        of_blocks = torch.tensor(source_blocks, device=of.device)
-        # Layer by layer, so that no second copy of the whole request is made on the way.
-        for layer in range(to.shape[0]):
-            to[layer].index_copy_(0, to_blocks, of[layer].index_select(0, of_blocks).to(to.device))
-    # A request that is never compressed again records no queries.
-    if target_buffer >= 0 and source_buffer >= 0:
-        target.queries[:, target_buffer].copy_(source.queries[:, source_buffer])
+def _copy_in(file: MemoryFile, index: int, runs: list[_Run], in_pool: Tensor, indices: Tensor) -> None:
+    """The other way round."""
+    on_device = torch.empty((len(indices), *in_pool.shape[1:]), dtype=in_pool.dtype, device=in_pool.device)
+    for run in runs:
+        in_file = file.tensors[index][run.first : run.first + run.count]
+        on_device[run.offset : run.offset + run.count].copy_(in_file, non_blocking=True)
+    in_pool.index_copy_(0, indices, on_device)
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[_Run]:
+    begin = 0
+    for end in range(1, len(numbers) + 1):
+        if end == len(numbers) or numbers[end] != numbers[end - 1] + 1:
+            yield _Run(begin, numbers[begin], end - begin)
+            begin = end

@@ -65,10 +65,5 @@ class SchedulerSpans:
 def job_kind(job: Job) -> str:
     """`stall`, `shadow`, `swap out` or `swap in`."""
     if isinstance(job, CompressionJob):
-        return "stall" if is_in_place(job) else "shadow"
+        return "stall" if job.is_in_place else "shadow"
     return "swap in" if isinstance(job, SwapIn) else "swap out"
-
-
-def is_in_place(job: CompressionJob) -> bool:
-    """Whether survivors move inside the request's own blocks, which only happens while the request sits out."""
-    return not set(job.target_blocks).isdisjoint(job.block_table)

@@ -3,13 +3,14 @@
 import torch
 import zmq
 
-from zipage import tracing
 from zipage.errors import EngineError
 from zipage.eviction.job_runner import JobRunner
+from zipage.eviction.journal import Journal
+from zipage.eviction.lengths import longest_compression
+from zipage.execution.host_memory import HostMemory
 from zipage.execution.pool import open_pool
 from zipage.links import connect_compression_link
 from zipage.messages import OpenPool, PoolOpened
-from zipage.scheduling.spans import job_kind
 from zipage.workers.process import WorkerContext, report_ready, run_worker
 
 
@@ -21,19 +22,20 @@ def main(context: WorkerContext) -> None:
     command = link.receive()
     if not isinstance(command, OpenPool):
         raise EngineError("a compression job came before the pool")
-    runner = JobRunner(open_pool(command.export, context.pool_fd), context.config.scoring)
+    pool, journal = open_pool(command.export, context.pool_fd), Journal(context.journal_fd)
+    host_memory = HostMemory(pool, context.swap_fd)
+    runner = JobRunner(pool, context.config.scoring, journal, host_memory, context.tracer)
     if command.export.geometry.num_query_slots:
-        runner.compile_kernels(context.config.effective_kv_budget)
-    link.send(PoolOpened())
+        runner.compile_kernels(longest_compression(context.config, command.export))
+    link.send(PoolOpened(journal.uids))
     report_ready(context)
     while True:
-        job = link.receive()
-        if isinstance(job, OpenPool):
-            raise EngineError("the scheduler sent the pool twice")
-        start = tracing.now()
-        answer = runner.run(job)
-        context.tracer.span("device", job_kind(job), start, tracing.now(), uids=[job.uid])
-        link.send(answer)
+        for job in link.receive_waiting(runner.patience_ms):
+            if isinstance(job, OpenPool):
+                raise EngineError("the scheduler sent the pool twice")
+            runner.add(job)
+        for answer in runner.advance():
+            link.send(answer)
 
 
 if __name__ == "__main__":
