@@ -79,6 +79,7 @@ class OpenJob:
             on decoding the fresh blocks of its survivors.
         starts_after: steps of the request that have to return before the job may begin.
         is_sent: the compression worker has it.
+        num_sends: compression workers that it was sent to, one after the other.
     """
 
     kind: JobKind
@@ -87,6 +88,7 @@ class OpenJob:
     next_table: list[int]
     starts_after: int
     is_sent: bool = False
+    num_sends: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class Request:
         job: the job that is not done yet.
         retiring: blocks that an earlier job has replaced.
         host_place: where its KV is, while it is swapped.
+        lost_steps: decode workers that died while they had a step with it.
         times in seconds of the caller's monotonic clock.
     """
 
@@ -181,6 +184,7 @@ class Request:
     preemptions: int = 0
     swaps: int = 0
     failed_jobs: int = 0
+    lost_steps: int = 0
     peak_blocks: int = 0
     first_token: float = 0.0
     finished: float = 0.0
@@ -201,6 +205,10 @@ class Request:
             eos_token_ids=message.eos_token_ids,
             arrived=now,
         )
+
+    def to_message(self) -> TokenRequest:
+        """What arrived."""
+        return TokenRequest(self.uid, self.token_ids[: self.prompt_length], self.params, self.eos_token_ids)
 
     @property
     def num_output_tokens(self) -> int:
@@ -283,6 +291,17 @@ class Request:
         self.position = self.resident_length = 0
         self.num_survivors = self.num_pinned = self.interval_start = self.query_half = 0
         self.is_paused = self.is_pressed = self.is_broken = False
+
+    def lose_pool(self) -> None:
+        """Note that all that it held, and the steps and the job that touched it, went with the workers' memory."""
+        self.row = self.query_slot = -1
+        self.block_table, self.block_hashes = [], []
+        self.num_registered = self.reserved_blocks = self.pending_tokens = 0
+        self.steps_returned = self.steps_planned
+        self.job, self.retiring, self.host_place = None, None, None
+        self.forget_cache()
+        if self.state is not RequestState.WAITING:
+            self.move_to(RequestState.WAITING)
 
     def metrics(self) -> RequestMetrics:
         return RequestMetrics(

@@ -6,9 +6,11 @@ import zmq
 from zipage.errors import EngineError
 from zipage.eviction.job_runner import JobRunner
 from zipage.execution.pool import open_pool
-from zipage.links import connect_compression_link
-from zipage.messages import OpenPool, PoolOpened
+from zipage.links import Link, connect_compression_link
+from zipage.messages import CompressionCommand, CompressionStarted, CompressionWorkerMessage, OpenPool, PoolOpened
 from zipage.workers.process import WorkerContext, report_ready, run_worker
+
+CompressionLink = Link[CompressionCommand, CompressionWorkerMessage]
 
 
 def main(context: WorkerContext) -> None:
@@ -16,19 +18,27 @@ def main(context: WorkerContext) -> None:
     # Cores beyond one are the decode worker's; on a GPU this process only launches.
     torch.set_num_threads(1)
     link = connect_compression_link(zmq.Context(), context.runtime_dir, context.lifeline_fd)
-    command = link.receive()
+    link.send(CompressionStarted())
+    runner = _open_pool(context, link, link.receive())
+    report_ready(context)
+    while True:
+        command = link.receive()
+        if isinstance(command, OpenPool):
+            # Another decode worker has come; the jobs before this message were in the pool of the one before.
+            runner = _open_pool(context, link, command)
+        else:
+            link.send(runner.run(command))
+
+
+def _open_pool(context: WorkerContext, link: CompressionLink, command: CompressionCommand) -> JobRunner:
+    """Open a pool and say so; the runner of its jobs."""
     if not isinstance(command, OpenPool):
         raise EngineError("a compression job came before the pool")
     runner = JobRunner(open_pool(command.export, context.pool_fd), context.config.scoring)
     if command.export.geometry.num_query_slots:
         runner.compile_kernels(context.config.effective_kv_budget)
-    link.send(PoolOpened())
-    report_ready(context)
-    while True:
-        job = link.receive()
-        if isinstance(job, OpenPool):
-            raise EngineError("the scheduler sent the pool twice")
-        link.send(runner.run(job))
+    link.send(PoolOpened([]))
+    return runner
 
 
 if __name__ == "__main__":
