@@ -139,8 +139,9 @@ class ShadowWorkers:
         for _ in range(admission.position):
             row.advance()
         if admission.resident_length == admission.position:
-            # A swap-in that was lost may have failed.
+            # It begins anew: a swap-in that was lost has failed.
             self.arriving.discard(uid)
+            self.lost.pop(uid, None)
         else:
             row.entries = ["swapped"] * admission.resident_length
             self._bring_back(row)
