@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 
 from zipage.config import EngineConfig
 from zipage.eviction.job import run_job
@@ -84,6 +85,9 @@ class InProcessEngine:
     interval_starts: dict[int, int] = field(default_factory=dict)
     step_sizes: list[int] = field(default_factory=list)
     most_waiting: int = 0
+    # What the workers have and have not answered.
+    steps: deque[Step] = field(default_factory=deque)
+    jobs: list[Job] = field(default_factory=list)
 
     @classmethod
     def create(
@@ -124,26 +128,41 @@ class InProcessEngine:
 
     def run(self, max_steps: int | None = None) -> None:
         """Step until nothing is left, checking the scheduler's integrity on the way."""
-        jobs: list[Job] = []
-        steps: deque[Step] = deque()
         while not self.scheduler.is_idle:
             if len(self.step_sizes) == max_steps:
                 self.scheduler.abort(self.results, 0.0)
             self.before_plan(self.scheduler)
             while (step := self.scheduler.plan()) is not None:
-                steps.append(step)
+                self.steps.append(step)
                 self.most_waiting = max(self.most_waiting, self.scheduler.num_waiting)
-            jobs += self.scheduler.plan_jobs()
-            assert steps or jobs, "the scheduler is stuck"
-            if steps:
-                self.step_sizes.append(sum(work.num_tokens for work in steps[0].work))
-                step = steps.popleft()
+            self.jobs += self.scheduler.plan_jobs()
+            assert self.steps or self.jobs, "the scheduler is stuck"
+            if self.steps:
+                self.step_sizes.append(sum(work.num_tokens for work in self.steps[0].work))
+                step = self.steps.popleft()
                 self._take(self.scheduler.finish_step(self.executor.execute(step), 0.0))
             # Jobs run before the steps that were planned ahead of them, which must not touch the same blocks.
-            for job in self.finish_jobs(jobs):
+            for job in self.finish_jobs(self.jobs):
                 self._finish_job(job)
-                jobs.remove(job)
+                self.jobs.remove(job)
             assert not self.scheduler.integrity_errors()
+
+    def restart_workers(self, num_blocks: int) -> None:
+        """Lose both workers with the pool and all that was sent to them; the next pool has `num_blocks`."""
+        max_model_len = self.scheduler.limits.max_model_len
+        geometry = replace(self.pool.geometry, num_blocks=num_blocks)
+        self.pool = allocate_on_device(geometry, torch.device("cpu"))
+        self.executor = Executor(self.decoder, self.pool, self.config, max_model_len)
+        self.host_memory = HostMemory(self.pool)
+        self.steps.clear()
+        self.jobs.clear()
+        limits = SchedulerLimits.from_config(self.config, geometry, max_model_len)
+        self._take(self.scheduler.start_over(limits, 0.0))
+
+    def restart_compression_worker(self) -> None:
+        """Lose the compression worker with all jobs, none of which it has begun."""
+        self.jobs.clear()
+        self._take(self.scheduler.resend_jobs([], 0.0))
 
     def _take(self, outputs: list[TokenOutput]) -> None:
         for output in outputs:

@@ -21,9 +21,13 @@ from zipage.messages import (
     AbortTokens,
     CompressionDone,
     CompressionJob,
+    CompressionStarted,
     Failed,
     GenerationRequest,
     JobFailed,
+    OpenPool,
+    PoolExport,
+    PoolGeometry,
     PoolOpened,
     Ready,
     Refused,
@@ -39,6 +43,14 @@ from zipage.messages import (
 from zipage.sampling_params import SamplingParams
 
 SECONDS = 30.0
+EXPORT = PoolExport(
+    geometry=PoolGeometry(
+        num_layers=2, num_blocks=8, block_size=16, num_query_heads=4, num_kv_heads=2, head_dim=16, dtype="float32"
+    ),
+    device="cpu",
+    max_model_len=128,
+    vocab_size=1000,
+)
 
 
 @pytest.fixture
@@ -73,17 +85,21 @@ def test_scheduler_and_sync_workers(runtime_dir: Path, context: zmq.Context, lif
     # The workers connect, and send, before the scheduler binds.
     decode = links.connect_decode_link(context, runtime_dir, lifeline[0])
     compression = links.connect_compression_link(context, runtime_dir, lifeline[0])
+    decode.send(EXPORT)
     decode.send(StepResult(1, [2], []))
+    compression.send(CompressionStarted())
     compression.send(PoolOpened([7]))
     compression.send(CompressionDone(uid=3, num_pinned=5))
 
     async def scheduler() -> None:
         with zmq.asyncio.Context() as sockets:
             ends = links.bind_scheduler_links(sockets, runtime_dir)
+            assert await ends.decode.receive() == EXPORT
             assert await ends.decode.receive() == StepResult(1, [2], [])
+            assert await ends.compression.receive() == CompressionStarted()
             assert await ends.compression.receive() == PoolOpened([7])
             assert await ends.compression.receive() == CompressionDone(uid=3, num_pinned=5)
-            await ends.decode.send(step(4))
+            assert await ends.decode.send(step(4))
             assert await asyncio.to_thread(decode.receive) == step(4)
             ends.close()
 
@@ -95,17 +111,20 @@ def test_scheduler_and_sync_workers(runtime_dir: Path, context: zmq.Context, lif
 def test_jobs_and_their_answers(runtime_dir: Path, context: zmq.Context, lifeline: tuple[int, int]) -> None:
     compression = links.connect_compression_link(context, runtime_dir, lifeline[0])
     jobs = [
+        OpenPool(EXPORT),
         CompressionJob(1, [4, 5, 6], [7, 8], 48, 0, 0, 0, 2, 32),
         SwapOut(2, [4, 5], query_buffer=-1, host_blocks=[0, 1], host_slot=0),
         SwapIn(2, [6, 7], query_buffer=3, host_blocks=[0, 1], host_slot=0),
     ]
-    answers = [CompressionDone(1, 0), SwapDone(2), JobFailed(2, "out of memory")]
+    answers = [PoolOpened([]), CompressionDone(1, 0), SwapDone(2), JobFailed(2, "out of memory")]
 
     async def scheduler() -> None:
         with zmq.asyncio.Context() as sockets:
             ends = links.bind_scheduler_links(sockets, runtime_dir)
+            compression.send(CompressionStarted())
+            assert await ends.compression.receive() == CompressionStarted()
             for job, answer in zip(jobs, answers, strict=True):
-                await ends.compression.send(job)
+                assert await ends.compression.send(job)
                 assert await asyncio.to_thread(compression.receive) == job
                 compression.send(answer)
                 assert await ends.compression.receive() == answer
@@ -113,6 +132,61 @@ def test_jobs_and_their_answers(runtime_dir: Path, context: zmq.Context, lifelin
 
     run(scheduler())
     compression.close()
+
+
+def test_only_the_last_of_two_workers_is_heard_and_spoken_to(
+    runtime_dir: Path, context: zmq.Context, lifeline: tuple[int, int]
+) -> None:
+    async def scheduler() -> None:
+        with zmq.asyncio.Context() as sockets:
+            ends = links.bind_scheduler_links(sockets, runtime_dir)
+            first = links.connect_compression_link(context, runtime_dir, lifeline[0])
+            first.send(CompressionStarted())
+            assert await ends.compression.receive() == CompressionStarted()
+            second = links.connect_compression_link(context, runtime_dir, lifeline[0])
+            # What has not said hello is not heard, whoever it is.
+            second.send(SwapDone(1))
+            first.send(SwapDone(2))
+            assert await ends.compression.receive() == SwapDone(2)
+            second.send(CompressionStarted())
+            assert await ends.compression.receive() == CompressionStarted()
+            # The first one is still connected.
+            first.send(SwapDone(3))
+            first.send(SwapDone(4))
+            assert await ends.compression.send(OpenPool(EXPORT))
+            assert await asyncio.to_thread(second.receive) == OpenPool(EXPORT)
+            second.send(PoolOpened([]))
+            assert await ends.compression.receive() == PoolOpened([])
+            for worker in (first, second):
+                worker.close()
+            ends.close()
+
+    run(scheduler())
+
+
+def test_a_worker_that_has_gone_cannot_be_sent_to(
+    runtime_dir: Path, context: zmq.Context, lifeline: tuple[int, int]
+) -> None:
+    async def scheduler() -> None:
+        with zmq.asyncio.Context() as sockets:
+            ends = links.bind_scheduler_links(sockets, runtime_dir)
+            assert not await ends.decode.send(step(0))
+            first = links.connect_decode_link(context, runtime_dir, lifeline[0])
+            first.send(EXPORT)
+            await ends.decode.receive()
+            first.close()
+            # Until the disconnection is noticed, messages go to where the worker was.
+            while await ends.decode.send(step(1)):
+                await asyncio.sleep(0.01)
+            second = links.connect_decode_link(context, runtime_dir, lifeline[0])
+            second.send(EXPORT)
+            assert await ends.decode.receive() == EXPORT
+            assert await ends.decode.send(step(2))
+            assert await asyncio.to_thread(second.receive) == step(2)
+            second.close()
+            ends.close()
+
+    run(scheduler())
 
 
 def test_tokenizer_and_scheduler(runtime_dir: Path) -> None:
@@ -139,8 +213,10 @@ def test_no_message_is_lost_however_long_the_receiver_is_busy(
     async def scheduler() -> None:
         with zmq.asyncio.Context() as sockets:
             ends = links.bind_scheduler_links(sockets, runtime_dir)
+            decode.send(EXPORT)
+            await ends.decode.receive()
             for step_id in range(count):
-                await ends.decode.send(step(step_id))
+                assert await ends.decode.send(step(step_id))
             for step_id in range(count):
                 assert decode.receive() == step(step_id)
                 decode.send(StepResult(step_id, [], []))
@@ -194,9 +270,11 @@ def test_malformed_frame_on_an_internal_link(
     frame: bytes, runtime_dir: Path, context: zmq.Context, lifeline: tuple[int, int]
 ) -> None:
     decode = links.connect_decode_link(context, runtime_dir, lifeline[0])
-    with context.socket(zmq.PAIR) as scheduler:
+    with context.socket(zmq.ROUTER) as scheduler:
         scheduler.bind(f"ipc://{runtime_dir}/decode")
-        scheduler.send(frame)
+        decode.send(EXPORT)
+        worker, _ = scheduler.recv_multipart()
+        scheduler.send_multipart([worker, frame])
         with pytest.raises(EngineError, match="malformed message on the scheduler link: "):
             decode.receive()
     decode.close()
@@ -204,7 +282,7 @@ def test_malformed_frame_on_an_internal_link(
 
 def test_malformed_frame_on_an_event_loops_link(runtime_dir: Path, context: zmq.Context) -> None:
     async def scheduler() -> None:
-        with zmq.asyncio.Context() as sockets, context.socket(zmq.PAIR) as worker:
+        with zmq.asyncio.Context() as sockets, context.socket(zmq.DEALER) as worker:
             worker.connect(f"ipc://{runtime_dir}/compression")
             ends = links.bind_scheduler_links(sockets, runtime_dir)
             worker.send(b"\xc1")

@@ -1,9 +1,10 @@
 """The sockets between zipage's processes: their addresses, who binds them, and which union travels in each direction.
 
-Every link is an `ipc://` socket inside the supervisor's runtime directory. Links between two processes are PAIR
-sockets, the control link is PUSH/PULL, clients use DEALER/ROUTER. No queue has a limit, so nothing that was accepted is
-lost while both ends live; no socket lingers when it is closed. The scheduler binds its three links, the tokenizer binds
-the client link, the supervisor binds the control link; the other ends connect, in any order.
+Every link is an `ipc://` socket inside the supervisor's runtime directory. The link between tokenizer and scheduler is
+two PAIR sockets, the control link is PUSH/PULL. Clients use DEALER/ROUTER, and so do the workers that may be started
+again, so that two of them are never mixed up. No queue has a limit, so nothing that was accepted is lost while both
+ends live; no socket lingers when it is closed. The scheduler binds its three links, the tokenizer binds the client
+link, the supervisor binds the control link; the other ends connect, in any order.
 
 docs/protocol.md describes the messages themselves.
 """
@@ -23,10 +24,12 @@ from zipage.messages import (
     ChildMessage,
     ClientMessage,
     CompressionCommand,
+    CompressionStarted,
     CompressionWorkerMessage,
     DecodeCommand,
     DecodeWorkerMessage,
     EngineMessage,
+    PoolExport,
     SchedulerMessage,
     TokenizerMessage,
 )
@@ -130,13 +133,58 @@ class AsyncLink(Generic[Incoming, Outgoing]):
         self._socket.close()
 
 
+class WorkerLink(Generic[Incoming, Outgoing]):
+    """The scheduler's ROUTER end of its link to a worker that may die and be started again.
+
+    Every worker connects under an identity of its own, which the ROUTER gives it, and begins with a *hello*. Only the
+    one whose hello came last is heard and spoken to.
+    """
+
+    def __init__(self, socket: zmq.asyncio.Socket, incoming: Any, hello: type, name: str) -> None:
+        # Without this a message to a worker that has gone vanishes without a word.
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket = socket
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(incoming)
+        self._hello = hello
+        self._name = name
+        self._worker: bytes | None = None
+
+    async def send(self, message: Outgoing) -> bool:
+        """Queue a message without waiting; False where no worker is connected that it could go to.
+
+        Until its end is noticed, messages to a worker that has died are lost.
+        """
+        if self._worker is None:
+            return False
+        return await _send_to(self._socket, self._worker, self._encoder.encode(message))
+
+    async def receive(self) -> Incoming:
+        """Wait for the next message of the present worker, which may be the hello of the next one.
+
+        Raises:
+            EngineError: the frame is no message of this link.
+        """
+        while True:
+            worker, frame = await self._socket.recv_multipart()
+            message: Incoming = _decode(self._decoder, frame, self._name)
+            if isinstance(message, self._hello):
+                self._worker = worker
+            if worker == self._worker:
+                return message
+
+    def close(self) -> None:
+        """Close the socket; messages that have not left are dropped."""
+        self._socket.close()
+
+
 @dataclass(frozen=True)
 class SchedulerLinks:
     """The scheduler's ends of its three links."""
 
     tokenizer: AsyncLink[TokenizerMessage, SchedulerMessage]
-    decode: AsyncLink[DecodeWorkerMessage, DecodeCommand]
-    compression: AsyncLink[CompressionWorkerMessage, CompressionCommand]
+    decode: WorkerLink[DecodeWorkerMessage, DecodeCommand]
+    compression: WorkerLink[CompressionWorkerMessage, CompressionCommand]
 
     def close(self) -> None:
         """Close all three."""
@@ -147,15 +195,16 @@ class SchedulerLinks:
 def bind_scheduler_links(context: zmq.asyncio.Context, runtime_dir: Path) -> SchedulerLinks:
     """Bind the scheduler's ends of its links."""
 
-    def bound(name: str, incoming: Any) -> AsyncLink[Any, Any]:
-        socket = _open(context.socket(zmq.PAIR))
+    def bound(kind: int, name: str) -> zmq.asyncio.Socket:
+        socket = _open(context.socket(kind))
         socket.bind(_address(runtime_dir, name))
-        return AsyncLink(socket, incoming, name)
+        return socket
 
+    decode, compression = bound(zmq.ROUTER, "decode"), bound(zmq.ROUTER, "compression")
     return SchedulerLinks(
-        tokenizer=bound("tokenizer", TokenizerMessage),
-        decode=bound("decode", DecodeWorkerMessage),
-        compression=bound("compression", CompressionWorkerMessage),
+        tokenizer=AsyncLink(bound(zmq.PAIR, "tokenizer"), TokenizerMessage, "tokenizer"),
+        decode=WorkerLink(decode, DecodeWorkerMessage, PoolExport, "decode"),
+        compression=WorkerLink(compression, CompressionWorkerMessage, CompressionStarted, "compression"),
     )
 
 
@@ -172,7 +221,7 @@ def connect_decode_link(
     context: zmq.Context[zmq.Socket[bytes]], runtime_dir: Path, lifeline_fd: int
 ) -> Link[DecodeCommand, DecodeWorkerMessage]:
     """Connect the decode worker to the scheduler; `lifeline_fd` is its `WorkerContext`'s."""
-    socket = _open(context.socket(zmq.PAIR))
+    socket = _open(context.socket(zmq.DEALER))
     socket.connect(_address(runtime_dir, "decode"))
     return Link(socket, DecodeCommand, "scheduler", lifeline_fd)
 
@@ -181,7 +230,7 @@ def connect_compression_link(
     context: zmq.Context[zmq.Socket[bytes]], runtime_dir: Path, lifeline_fd: int
 ) -> Link[CompressionCommand, CompressionWorkerMessage]:
     """Connect the compression worker to the scheduler; `lifeline_fd` is its `WorkerContext`'s."""
-    socket = _open(context.socket(zmq.PAIR))
+    socket = _open(context.socket(zmq.DEALER))
     socket.connect(_address(runtime_dir, "compression"))
     return Link(socket, CompressionCommand, "scheduler", lifeline_fd)
 
@@ -220,13 +269,7 @@ class ClientRouter:
 
     async def send(self, client: bytes, message: EngineMessage) -> bool:
         """Queue a message for a client; False where that client has disconnected."""
-        try:
-            await self._socket.send_multipart([client, self._encoder.encode(message)])
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-            return False
-        return True
+        return await _send_to(self._socket, client, self._encoder.encode(message))
 
     def close(self) -> None:
         """Close the socket; messages that have not left are dropped."""
@@ -336,6 +379,17 @@ def _open(socket: _Socket) -> _Socket:
     # A connecting end may start before the binding one; it tries again this often.
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
     return socket
+
+
+async def _send_to(router: zmq.asyncio.Socket, peer: bytes, frame: bytes) -> bool:
+    """Queue a frame on a ROUTER socket that reports unreachable peers; False where this one is."""
+    try:
+        await router.send_multipart([peer, frame])
+    except zmq.ZMQError as error:
+        if error.errno != zmq.EHOSTUNREACH:
+            raise
+        return False
+    return True
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[Any], frame: bytes, name: str) -> Any:

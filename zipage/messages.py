@@ -99,8 +99,10 @@ class RequestMetrics(Item, frozen=True):
 class Output(Message, frozen=True):
     """New text and tokens of completion `index` of a request; the last one carries `finish_reason`.
 
-    `finish_reason` is `stop` (end-of-sequence, stop token or stop string), `length`, `abort`, `deadline` or `error`
-    (the engine failed several times to compress it); `stop_reason` is the stop string or stop token id that matched.
+    `finish_reason` is `stop` (end-of-sequence, stop token or stop string), `length`, `abort`, `deadline` or `error`;
+    `stop_reason` is the stop string or stop token id that matched. `error` ends a completion that the engine has failed
+    to compress or swap four times; one that was in a step of the decode worker each of four times that this died,
+    because it may be the cause; and one that does not fit any more when that worker has come back with a smaller pool.
     """
 
     request_id: str
@@ -153,6 +155,7 @@ class Status(Message, frozen=True):
     blocks_freed: int
     stalled_seconds: float
     failed_jobs: int
+    worker_restarts: int
     preemptions: int
     swaps: int
     prompt_tokens: int
@@ -264,7 +267,10 @@ class PoolGeometry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PoolExport(Message, frozen=True):
-    """How to open the pool: an inherited file descriptor (CPU) or CUDA IPC handles by tensor name."""
+    """How to open the pool: an inherited file descriptor (CPU) or CUDA IPC handles by tensor name.
+
+    The first message of every decode worker. One that comes after another begins with an empty pool and no rows.
+    """
 
     geometry: PoolGeometry
     device: str
@@ -350,7 +356,10 @@ DecodeCommand = Step
 
 
 class OpenPool(Message, frozen=True):
-    """Passes the decode worker's export on; answered by `PoolOpened`."""
+    """Passes the decode worker's export on; answered by `PoolOpened`.
+
+    It comes again where another decode worker has exported another pool, which takes the place of the one before.
+    """
 
     export: PoolExport
 
@@ -410,14 +419,19 @@ CompressionCommand = OpenPool | Job
 # ---- compression worker -> scheduler -------------------------------------------------------------------------------
 
 
+class CompressionStarted(Message, frozen=True):
+    """The first message of every compression worker; answered by `OpenPool`."""
+
+
 class PoolOpened(Message, frozen=True):
     """The compression worker can run jobs.
 
-    `unfinished` are requests whose entries a worker before it had begun to move in place: where such a job was not
-    answered, the entries are lost. Requests whose job was answered, or that have none, may be among them.
+    `unfinished` are uids of requests whose survivors an earlier worker had begun to move inside their own blocks, and
+    whose answer may not have left it, so that their KV is undefined. Those of which the scheduler has the answer do no
+    harm there. All other jobs that were not answered can be run again from their beginning.
     """
 
-    unfinished: list[int] = []
+    unfinished: list[int]
 
 
 class CompressionDone(Message, frozen=True):
@@ -434,14 +448,14 @@ class SwapDone(Message, frozen=True):
 
 
 class JobFailed(Message, frozen=True):
-    """A job could not be done for lack of memory; what it was to write is undefined."""
+    """A job could not be done; what it was to write is undefined."""
 
     uid: int
     reason: str
 
 
 JobAnswer = CompressionDone | SwapDone | JobFailed
-CompressionWorkerMessage = PoolOpened | JobAnswer
+CompressionWorkerMessage = CompressionStarted | PoolOpened | JobAnswer
 
 # ---- any child -> supervisor ---------------------------------------------------------------------------------------
 

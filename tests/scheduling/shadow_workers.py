@@ -99,6 +99,8 @@ class ShadowWorkers:
     copies: dict[int, HostCopy] = field(default_factory=dict)
     # Requests that are swapped in, whose admission has not been seen.
     arriving: set[int] = field(default_factory=set)
+    # Jobs of compression workers that have died, which may come again.
+    lost: dict[int, Job] = field(default_factory=dict)
     jobs_done: int = 0
 
     # ---- the decode worker ------------------------------------------------------------------------------------------
@@ -139,7 +141,11 @@ class ShadowWorkers:
         )
         for _ in range(admission.position):
             row.advance()
-        if admission.resident_length < admission.position:
+        if admission.resident_length == admission.position:
+            # It begins anew: a swap-in that was lost has failed.
+            self.arriving.discard(uid)
+            self.lost.pop(uid, None)
+        else:
             row.entries = ["swapped"] * admission.resident_length
             self._bring_back(row)
         assert len(row.entries) == admission.resident_length <= len(row.table) * self.limits.block_size
@@ -212,7 +218,8 @@ class ShadowWorkers:
                 assert job.query_buffer >= 0
                 assert job.keep == len(job.target_blocks) * self.limits.block_size
             self.jobs[job.uid] = job
-            if isinstance(job, SwapIn):
+            is_again = self.lost.pop(job.uid, None) == job
+            if isinstance(job, SwapIn) and not is_again:
                 self.arriving.add(job.uid)
                 for row in self.rows.values():
                     self._bring_back(row)
@@ -257,10 +264,26 @@ class ShadowWorkers:
         """Run a job to its middle: what it was to write is garbage."""
         job = self.jobs.pop(uid)
         self.arriving.discard(uid)
-        for block in _targets(job):
-            for offset in range(self.limits.block_size):
-                self.cache[block, offset] = "garbage"
+        self._write_garbage(job)
         return JobFailed(uid, "no memory")
+
+    def restart_compression(self, unfinished: set[int]) -> None:
+        """Lose all jobs in the middle, but for those in place that are not in `unfinished`, which have not begun."""
+        for job in self.jobs.values():
+            if job.uid in unfinished or not self.is_in_place(job):
+                self._write_garbage(job)
+        self.lost |= self.jobs
+        self.jobs = {}
+
+    def is_in_place(self, job: Job) -> bool:
+        """Whether a job writes blocks that it reads."""
+        return isinstance(job, CompressionJob) and bool(set(job.block_table) & set(job.target_blocks))
+
+    def _write_garbage(self, job: Job) -> None:
+        size = self.limits.block_size
+        self.cache |= {(block, offset): "garbage" for block in _targets(job) for offset in range(size)}
+        if isinstance(job, SwapOut):
+            self.host |= {(block, offset): "garbage" for block in job.host_blocks for offset in range(size)}
 
     def _written(self) -> set[int]:
         return {block for job in self.jobs.values() for block in _targets(job)}

@@ -1,6 +1,7 @@
 """The scheduler under arbitrary orders of events: nothing leaks, nothing is owned twice, everything ends."""
 
-from collections import deque
+from collections import Counter, deque
+from dataclasses import replace
 
 import hypothesis.strategies as st
 from hypothesis import Phase, settings
@@ -11,6 +12,7 @@ from zipage.config import ScoringOptions
 from zipage.messages import StepResult, TokenRequest
 from zipage.sampling_params import SamplingParams
 from zipage.scheduling.limits import SchedulerLimits
+from zipage.scheduling.recovery import MAX_LOST_STEPS
 from zipage.scheduling.request import NEVER
 from zipage.scheduling.scheduler import Scheduler
 
@@ -48,8 +50,21 @@ def draw_limits(data: st.DataObject) -> SchedulerLimits:
     )
 
 
+def draw_other_pool(data: st.DataObject, limits: SchedulerLimits) -> SchedulerLimits:
+    """The limits of a decode worker that has come again, perhaps with less or more memory."""
+    least = max(4, limits.max_blocks_per_request)
+    num_blocks = data.draw(st.one_of(st.just(limits.num_blocks), st.integers(least, 100)))
+    slots = num_blocks // limits.max_blocks_per_request if limits.max_blocks_per_request else 0
+    return replace(
+        limits,
+        num_blocks=num_blocks,
+        num_query_slots=min(limits.max_num_seqs, slots),
+        num_host_blocks=data.draw(st.sampled_from([60, 8, 0])),
+    )
+
+
 class SchedulerMachine(RuleBasedStateMachine):
-    """Submit, plan, finish steps and jobs, and abort, in any order."""
+    """Submit, plan, finish steps and jobs, abort, and lose workers, in any order."""
 
     @initialize(data=st.data())
     def start(self, data: st.DataObject) -> None:
@@ -57,6 +72,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler = Scheduler(self.limits)
         self.workers = ShadowWorkers(self.limits)
         self.results: deque[StepResult] = deque()
+        # Requests of each step that has not returned, those of steps that no decode worker has received among them.
+        self.in_flight: deque[set[int]] = deque()
+        self.lost_steps: Counter[int] = Counter()
+        self.asked: dict[int, TokenRequest] = {}
+        # Jobs with which the compression worker dies, and steps with which the decode worker does; the next one is
+        # there at once.
+        self.job_deaths = data.draw(st.sets(st.integers(0, 40), max_size=6))
+        self.step_deaths = data.draw(st.sets(st.integers(0, 400), max_size=3))
+        self.next_pool = draw_other_pool(data, self.limits)
+        self.num_jobs = self.num_steps = 0
+        # Whether each worker is there, and whether the scheduler is told to send to it.
+        self.has_decode = self.has_compression = self.takes_steps = self.takes_jobs = True
         self.live: set[int] = set()
         self.next_uid = 0
         self.now = 0.0
@@ -80,6 +107,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             tokens = [5 if index < 40 else 3 + prompt % 2 for index in range(prompt)]
             requests.append(TokenRequest(self.next_uid, tokens, params, (EOS,)))
             self.next_uid += 1
+        self.asked |= {request.uid: request for request in requests}
         refusals = {refusal.uid: refusal for refusal in self.scheduler.add(requests, self.now)}
         for request in requests:
             refusal, length = refusals.get(request.uid), len(request.prompt_token_ids)
@@ -99,28 +127,55 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def go_on(self, events: list[int], rounds: int, token_ids: list[int]) -> None:
         """Plan steps and jobs and finish them, in any order that the workers could have."""
-        for event in events * rounds:
+        for event in [*events, 0, 2, 1] * rounds:
             if event == 0:
                 self.plan(token_ids)
             elif event == 1 and self.results:
                 self.finish_step()
             elif event == 2:
-                self.workers.accept(self.scheduler.plan_jobs())
-            elif event == 3 and self.workers.jobs:
+                self.send_jobs()
+            elif event == 3 and self.workers.jobs and self.has_compression:
                 self.finish_job(list(self.workers.jobs)[rounds % len(self.workers.jobs)])
             self.check()
 
     def plan(self, token_ids: list[int]) -> None:
-        step = self.scheduler.plan()
-        if step is not None:
+        step = self.scheduler.plan() if self.takes_steps else None
+        if step is None:
+            num_failed = self.scheduler.counters.failed_jobs
+            self.send_jobs()
+            is_stuck = self.live and not self.workers.jobs and not self.results
+            # A job that has failed may have left room.
+            is_stuck = is_stuck and self.scheduler.counters.failed_jobs == num_failed
+            assert not is_stuck or not self.has_both, "requests are left, but nothing is planned"
+            return
+        rows = {work.row for work in step.work}
+        self.in_flight.append({request.uid for request in self.scheduler.lives.running if request.row in rows})
+        assert len(self.in_flight) <= self.limits.max_steps_in_flight
+        if self.has_decode:
             self.results.append(self.workers.execute(step, token_ids))
-            assert len(self.results) <= self.limits.max_steps_in_flight
-        else:
-            self.workers.accept(self.scheduler.plan_jobs())
-            assert not self.live or self.workers.jobs or self.results, "requests are left, but nothing is planned"
+            self.num_steps += 1
+            if self.num_steps in self.step_deaths:
+                self.results.clear()
+                self.restart_decode(self.next_pool)
+
+    def send_jobs(self) -> None:
+        jobs = self.scheduler.plan_jobs() if self.takes_jobs else []
+        if not self.has_compression:
+            return
+        self.workers.accept(jobs)
+        numbers = range(self.num_jobs, self.num_jobs + len(jobs))
+        self.num_jobs += len(jobs)
+        if self.job_deaths & set(numbers):
+            self.restart_compression({uid for uid in self.workers.jobs if (uid + self.num_jobs) % 2})
+            self.send_jobs()
+
+    @property
+    def has_both(self) -> bool:
+        return self.has_decode and self.has_compression
 
     def finish_step(self) -> None:
         result = self.results.popleft()
+        self.in_flight.popleft()
         outputs = self.scheduler.finish_step(result, self.now)
         self.workers.returned(result.step_id)
         for output in outputs:
@@ -131,13 +186,65 @@ class SchedulerMachine(RuleBasedStateMachine):
     def finish_job(self, uid: int) -> None:
         assert self.scheduler.finish_job(self.workers.finish(uid), self.now) == []
 
-    @precondition(lambda self: self.workers.jobs)
+    @precondition(lambda self: self.workers.jobs and self.has_compression)
     @rule(data=st.data())
     def fail_job(self, data: st.DataObject) -> None:
         uid = data.draw(st.sampled_from(sorted(self.workers.jobs)))
         for output in self.scheduler.finish_job(self.workers.fail(uid), self.now):
             assert output.finish_reason == "error"
             self.live.remove(output.uid)
+
+    @precondition(lambda self: self.has_both and self.live)
+    @rule(is_noticed=st.booleans())
+    def lose_compression(self, is_noticed: bool) -> None:
+        self.has_compression, self.takes_jobs = False, not is_noticed
+
+    @precondition(lambda self: self.has_decode and not self.has_compression)
+    @rule(data=st.data())
+    def compression_returns(self, data: st.DataObject) -> None:
+        self.restart_compression({uid for uid in sorted(self.live) if data.draw(st.booleans())})
+
+    def restart_compression(self, unfinished: set[int]) -> None:
+        self.workers.restart_compression(unfinished)
+        self.has_compression = self.takes_jobs = True
+        for output in self.scheduler.resend_jobs(unfinished, self.now):
+            assert output.finish_reason == "error"
+            self.live.remove(output.uid)
+        assert not self.scheduler.lives.at_work
+
+    @precondition(lambda self: self.has_decode and self.live)
+    @rule(is_noticed=st.booleans())
+    def lose_decode(self, is_noticed: bool) -> None:
+        self.plan([5])
+        self.has_decode, self.takes_steps = False, not is_noticed
+        self.results.clear()
+
+    @precondition(lambda self: not self.has_decode)
+    @rule(data=st.data())
+    def both_return(self, data: st.DataObject) -> None:
+        self.restart_decode(draw_other_pool(data, self.limits))
+
+    def restart_decode(self, limits: SchedulerLimits) -> None:
+        self.limits = limits
+        self.lost_steps.update(set[int]().union(*self.in_flight))
+        self.in_flight.clear()
+        self.has_decode = self.has_compression = self.takes_steps = self.takes_jobs = True
+        self.workers = ShadowWorkers(limits)
+        tokens = {uid: list(request.token_ids) for uid, request in self.scheduler.lives.unfinished.items()}
+        outputs = self.scheduler.start_over(limits, self.now)
+        assert self.scheduler.resend_jobs(self.live, self.now) == []
+        for output in outputs:
+            assert output.finish_reason == "error"
+            request, lost_steps = self.asked[output.uid], self.lost_steps[output.uid]
+            fits = limits.refusal(request) is None and len(tokens[output.uid]) < limits.max_length(request)
+            assert lost_steps > MAX_LOST_STEPS or not fits
+        kept = {uid: request.token_ids for uid, request in self.scheduler.lives.unfinished.items()}
+        assert kept == {uid: tokens[uid] for uid in kept}
+        self.live -= {output.uid for output in outputs}
+        assert set(kept) == self.live
+        assert self.scheduler.num_waiting == len(self.live)
+        assert all(self.lost_steps[uid] <= MAX_LOST_STEPS for uid in self.live)
+        assert self.scheduler.holdings.blocks.num_used == 0
 
     @precondition(lambda self: self.scheduler.num_running)
     @rule(data=st.data())
@@ -169,15 +276,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         limits = self.limits
         for request in self.scheduler.lives.running:
             if limits.compress == "always" and request.next_compression != NEVER:
-                # Its budget and a chunk of its prompt; behind a shadow job one block more.
+                # Its budget and a chunk of its prompt; behind a shadow job, also one that has failed, one block more.
                 chunk = limits.max_num_batched_tokens // limits.block_size
-                assert len(request.block_table) <= request.max_blocks + chunk + (request.job is not None)
+                behind = request.job is not None or request.is_broken
+                assert len(request.block_table) <= request.max_blocks + chunk + behind
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
+        if not self.has_decode:
+            self.restart_decode(self.limits)
+        if not self.has_compression:
+            self.restart_compression(set())
         for _ in range(100_000):
-            self.workers.accept(self.scheduler.plan_jobs())
+            self.send_jobs()
             if self.results:
                 self.finish_step()
             elif self.workers.jobs:

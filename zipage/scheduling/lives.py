@@ -44,10 +44,10 @@ class Lives:
         now: the time of the last event, right after which a step is planned; in seconds of the caller's clock.
     """
 
-    def __init__(self, limits: SchedulerLimits) -> None:
+    def __init__(self, limits: SchedulerLimits, counters: Counters) -> None:
         self.limits = limits
         self.holdings = Holdings(limits)
-        self.counters = Counters()
+        self.counters = counters
         self.unfinished: dict[int, Request] = {}
         self.waiting = RequestLine()
         self.running = RequestLine()
@@ -67,10 +67,14 @@ class Lives:
 
     def enter(self, request: Request) -> None:
         """Queue a request that has arrived."""
+        self.counters.prompt_tokens += request.prompt_length
+        self.queue(request)
+
+    def queue(self, request: Request) -> None:
+        """Take in a request that holds nothing, to be computed from its first token."""
         self.holdings.begin_anew(request)
         self.unfinished[request.uid] = request
         self.waiting.add(request)
-        self.counters.prompt_tokens += request.prompt_length
 
     def admit(self, request: Request) -> None:
         """Let a waiting request run, from its first token that is not cached."""
@@ -134,6 +138,13 @@ class Lives:
         del self.swapped[request.uid]
         self.running.add(request)
         request.go_on()
+
+    def send_job_again(self, request: Request, job: OpenJob) -> None:
+        """Take back a job whose worker has died, for the next one to do if the request has not ended meanwhile."""
+        del self.at_work[request.uid]
+        job.is_sent = False
+        if request.is_ended:
+            self.release_when_quiet(request)
 
     def finish_compression(self, request: Request, job: OpenJob, done: CompressionDone) -> None:
         """Let a request go on with its survivors."""

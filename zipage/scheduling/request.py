@@ -81,6 +81,7 @@ class OpenJob:
         starts_after: steps of the request that have to return before the job may begin.
         lent_buffer: query buffer of a shadow job, whose request records in another one meanwhile; -1 for none.
         is_sent: the compression worker has it.
+        num_sends: compression workers that it was sent to, one after the other.
     """
 
     kind: JobKind
@@ -90,6 +91,7 @@ class OpenJob:
     starts_after: int
     lent_buffer: int = -1
     is_sent: bool = False
+    num_sends: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ class Request:
         retiring: blocks that an earlier job has replaced.
         host_place: where its KV is, while it is swapped.
         stalls: how long it has waited for its compressions.
+        lost_steps: decode workers that died while they had a step with it.
         times in seconds of the caller's monotonic clock.
     """
 
@@ -184,6 +187,7 @@ class Request:
     preemptions: int = 0
     swaps: int = 0
     failed_jobs: int = 0
+    lost_steps: int = 0
     peak_blocks: int = 0
     first_token: float = 0.0
     finished: float = 0.0
@@ -204,6 +208,10 @@ class Request:
             eos_token_ids=message.eos_token_ids,
             arrived=now,
         )
+
+    def to_message(self) -> TokenRequest:
+        """What arrived."""
+        return TokenRequest(self.uid, self.token_ids[: self.prompt_length], self.params, self.eos_token_ids)
 
     @property
     def num_output_tokens(self) -> int:
@@ -287,6 +295,17 @@ class Request:
         self.position = self.resident_length = 0
         self.num_survivors = self.num_pinned = self.interval_start = 0
         self.is_paused = self.is_pressed = self.is_broken = False
+
+    def lose_pool(self) -> None:
+        """Note that all that it held, and the steps and the job that touched it, went with the workers' memory."""
+        self.row = self.query_buffer = -1
+        self.block_table, self.block_hashes = [], []
+        self.num_registered = self.reserved_blocks = self.pending_tokens = 0
+        self.steps_returned = self.steps_planned
+        self.job, self.retiring, self.host_place = None, None, None
+        self.forget_cache()
+        if self.state is not RequestState.WAITING:
+            self.move_to(RequestState.WAITING)
 
     def metrics(self) -> RequestMetrics:
         return RequestMetrics(

@@ -22,9 +22,11 @@ from zipage.messages import (
 )
 from zipage.scheduling.admission import admit_next, guarantee_running
 from zipage.scheduling.compression import drop_job, free_retired_blocks
+from zipage.scheduling.holdings import Holdings
 from zipage.scheduling.limits import SchedulerLimits
-from zipage.scheduling.lives import Lives
+from zipage.scheduling.lives import Counters, Lives
 from zipage.scheduling.planning import begin_compressions, plan_request, waits_for_jobs
+from zipage.scheduling.recovery import move_to_new_pool, take_back_jobs
 from zipage.scheduling.request import NEVER, Request, RequestState
 from zipage.scheduling.room import preempt_paused
 from zipage.scheduling.step_plan import PlannedStep, StepPlan
@@ -43,9 +45,8 @@ class Scheduler:
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
-        self.lives = Lives(limits)
-        self.holdings = self.lives.holdings
-        self.counters = self.lives.counters
+        self.counters = Counters()
+        self.lives = Lives(limits, self.counters)
         self._num_arrived = 0
         # A heap; ended requests are taken out when they are many.
         self._deadlines: list[tuple[float, int]] = []
@@ -137,6 +138,7 @@ class Scheduler:
             job = request.job
             if job is not None and not job.is_sent and request.steps_returned >= job.starts_after:
                 job.is_sent = True
+                job.num_sends += 1
                 lives.at_work[request.uid] = request
                 jobs.append(job.message)
         return jobs
@@ -180,6 +182,36 @@ class Scheduler:
             self.lives.finish_swap(request, job)
         return []
 
+    # ---- workers that come again ------------------------------------------------------------------------------------
+
+    def start_over(self, limits: SchedulerLimits, now: float) -> list[TokenOutput]:
+        """Go on with a new decode worker, whose pool is empty: every request is computed again from its tokens.
+
+        Steps and jobs of before are void; they must not be finished any more.
+
+        Returns:
+            The ends of requests that cannot go on, with reason `error`.
+        """
+        self.limits, self.lives.now = limits, now
+        self._in_flight.clear()
+        self.lives, hopeless = move_to_new_pool(self.lives, limits)
+        return [self._end_early(request, "error", now) for request in hopeless]
+
+    def resend_jobs(self, unfinished: Collection[int], now: float) -> list[TokenOutput]:
+        """Have a new compression worker do what the one before it has not answered, and is not going to.
+
+        Args:
+            unfinished: requests whose stall jobs that worker may have begun; these have failed.
+            now: the time.
+
+        Returns:
+            The ends of requests whose jobs have failed too often.
+        """
+        self.lives.now = now
+        failed = take_back_jobs(self.lives, unfinished)
+        reason = "the compression worker died"
+        return [output for uid in failed for output in self.finish_job(JobFailed(uid, reason), now)]
+
     def _given_way(self) -> tuple[int, int]:
         return self.counters.preemptions, sum(request.is_pressed for request in self.lives.running)
 
@@ -201,6 +233,10 @@ class Scheduler:
                 tokens_left -= plan_request(lives, admitted, tokens_left)
 
     # ---- what it holds ----------------------------------------------------------------------------------------------
+
+    @property
+    def holdings(self) -> Holdings:
+        return self.lives.holdings
 
     @property
     def num_waiting(self) -> int:

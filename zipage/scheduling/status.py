@@ -1,17 +1,18 @@
 """The engine's `Status`, as clients and the supervisor see it."""
 
 from zipage.config import EngineConfig
-from zipage.messages import PoolExport, Status
+from zipage.messages import Status
+from zipage.scheduling.handshake import PoolHandshake
 from zipage.scheduling.scheduler import Scheduler
 
 
-def engine_status(scheduler: Scheduler, config: EngineConfig, export: PoolExport, query_id: int) -> Status:
+def engine_status(scheduler: Scheduler, config: EngineConfig, workers: PoolHandshake, query_id: int) -> Status:
     """What the engine holds at this moment, its totals, and the integrity check."""
     counters = scheduler.counters
     return Status(
         query_id=query_id,
         model=config.model,
-        max_model_len=export.max_model_len,
+        max_model_len=workers.export.max_model_len,
         kv_budget=config.effective_kv_budget,
         block_size=config.block_size,
         running=scheduler.num_running,
@@ -31,6 +32,7 @@ def engine_status(scheduler: Scheduler, config: EngineConfig, export: PoolExport
         blocks_freed=counters.blocks_freed,
         stalled_seconds=counters.stalled_seconds,
         failed_jobs=counters.failed_jobs,
+        worker_restarts=workers.restarts,
         preemptions=counters.preemptions,
         swaps=counters.swaps,
         prompt_tokens=counters.prompt_tokens,

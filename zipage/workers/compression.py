@@ -9,9 +9,11 @@ from zipage.eviction.journal import Journal
 from zipage.eviction.lengths import longest_compression
 from zipage.execution.host_memory import HostMemory
 from zipage.execution.pool import open_pool
-from zipage.links import connect_compression_link
-from zipage.messages import OpenPool, PoolOpened
+from zipage.links import Link, connect_compression_link
+from zipage.messages import CompressionCommand, CompressionStarted, CompressionWorkerMessage, OpenPool, PoolOpened
 from zipage.workers.process import WorkerContext, report_ready, run_worker
+
+CompressionLink = Link[CompressionCommand, CompressionWorkerMessage]
 
 
 def main(context: WorkerContext) -> None:
@@ -19,7 +21,22 @@ def main(context: WorkerContext) -> None:
     # Cores beyond one are the decode worker's; on a GPU this process only launches.
     torch.set_num_threads(1)
     link = connect_compression_link(zmq.Context(), context.runtime_dir, context.lifeline_fd)
-    command = link.receive()
+    link.send(CompressionStarted())
+    runner = _open_pool(context, link, link.receive())
+    report_ready(context)
+    while True:
+        for command in link.receive_waiting(runner.patience_ms):
+            if isinstance(command, OpenPool):
+                # Another decode worker has come; the jobs before this message were in the pool of the one before.
+                runner = _open_pool(context, link, command)
+            else:
+                runner.add(command)
+        for answer in runner.advance():
+            link.send(answer)
+
+
+def _open_pool(context: WorkerContext, link: CompressionLink, command: CompressionCommand) -> JobRunner:
+    """Open a pool and say so; the runner of its jobs."""
     if not isinstance(command, OpenPool):
         raise EngineError("a compression job came before the pool")
     pool, journal = open_pool(command.export, context.pool_fd), Journal(context.journal_fd)
@@ -28,14 +45,7 @@ def main(context: WorkerContext) -> None:
     if command.export.geometry.num_query_slots:
         runner.compile_kernels(longest_compression(context.config, command.export))
     link.send(PoolOpened(journal.uids))
-    report_ready(context)
-    while True:
-        for job in link.receive_waiting(runner.patience_ms):
-            if isinstance(job, OpenPool):
-                raise EngineError("the scheduler sent the pool twice")
-            runner.add(job)
-        for answer in runner.advance():
-            link.send(answer)
+    return runner
 
 
 if __name__ == "__main__":

@@ -7,19 +7,21 @@ import uvloop
 import zmq.asyncio
 
 from zipage import tracing
-from zipage.errors import EngineError
 from zipage.links import SchedulerLinks, bind_scheduler_links, run_until_stopped
 from zipage.messages import (
     AbortTokens,
+    CompressionStarted,
+    JobAnswer,
     OpenPool,
     PoolExport,
     PoolOpened,
+    Status,
     StatusQuery,
-    StepResult,
     SubmitTokens,
     TokenOutput,
     TokenOutputs,
 )
+from zipage.scheduling.handshake import PoolHandshake
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.scheduler import Scheduler
 from zipage.scheduling.spans import SchedulerSpans
@@ -30,17 +32,18 @@ _DEADLINE_CHECK_SECONDS = 0.05
 
 
 class SchedulerProcess:
-    """One loop for each link, and one for deadlines, around one `Scheduler`."""
+    """One loop for each link, and one for deadlines, around one `Scheduler`.
+
+    It begins with the pool of the first decode worker. Whichever worker comes then, and however often, takes one way.
+    """
 
     def __init__(self, context: WorkerContext, links: SchedulerLinks, export: PoolExport) -> None:
         self._context = context
         self._links = links
-        self._export = export
-        self._scheduler = Scheduler(SchedulerLimits.from_config(context.config, export.geometry, export.max_model_len))
+        self._workers = PoolHandshake(export)
+        self._scheduler = Scheduler(self._limits(export))
         self._spans = SchedulerSpans(context.tracer, self._scheduler)
-
-    def report_ready(self) -> None:
-        report_ready(self._context, engine_status(self._scheduler, self._context.config, self._export, query_id=0))
+        self._has_reported = False
 
     async def serve_tokenizer(self) -> None:
         """Requests, aborts and status queries in; refusals, abort answers and status out."""
@@ -56,31 +59,30 @@ class SchedulerProcess:
                 case AbortTokens(uids):
                     await self._send_outputs(self._scheduler.abort(uids, now))
                 case StatusQuery(query_id):
-                    status = engine_status(self._scheduler, self._context.config, self._export, query_id)
-                    await self._links.tokenizer.send(status)
+                    await self._links.tokenizer.send(self._status(query_id))
             await self._send_work()
 
     async def serve_decode(self) -> None:
-        """Step results in; the next step, compression jobs and tokens out."""
+        """Step results and new pools in; the next step, compression jobs and tokens out."""
         while True:
-            result = await self._links.decode.receive()
-            if not isinstance(result, StepResult):
-                raise EngineError("the decode worker exported its pool twice")
-            start = tracing.now()
-            outputs = self._scheduler.finish_step(result, time.monotonic())
-            self._spans.finished_step(start, result, outputs)
+            message, start, now = await self._links.decode.receive(), tracing.now(), time.monotonic()
+            if isinstance(message, PoolExport):
+                outputs = self._scheduler.start_over(self._limits(message), now)
+                await self._send_pool(self._workers.decode_started(message))
+            else:
+                outputs = self._scheduler.finish_step(message, now)
+                self._spans.finished_step(start, message, outputs)
             await self._send_work()
             await self._send_outputs(outputs)
 
     async def serve_compression(self) -> None:
-        """Finished jobs in."""
+        """Finished jobs and hellos in; the pool, and what can begin now, out."""
         while True:
-            answer = await self._links.compression.receive()
-            if isinstance(answer, PoolOpened):
-                raise EngineError("the compression worker opened the pool twice")
-            start = tracing.now()
-            outputs = self._scheduler.finish_job(answer, time.monotonic())
-            self._spans.finished_job(start, answer)
+            message = await self._links.compression.receive()
+            if isinstance(message, CompressionStarted):
+                await self._send_pool(self._workers.compression_started())
+                continue
+            outputs = self._take_answer(message, time.monotonic())
             await self._send_work()
             await self._send_outputs(outputs)
 
@@ -92,16 +94,47 @@ class SchedulerProcess:
                 await self._send_work()
                 await self._send_outputs(outputs)
 
+    def _take_answer(self, message: PoolOpened | JobAnswer, now: float) -> list[TokenOutput]:
+        if not isinstance(message, PoolOpened):
+            return self._finish_job(message, now)
+        if not self._workers.pool_opened():
+            return []
+        if not self._has_reported:
+            report_ready(self._context, self._status(query_id=0))
+            self._has_reported = True
+        return self._scheduler.resend_jobs(message.unfinished, now)
+
+    def _finish_job(self, answer: JobAnswer, now: float) -> list[TokenOutput]:
+        if not self._workers.takes_jobs:
+            # It is not about the present pool, and the job is void.
+            return []
+        start = tracing.now()
+        outputs = self._scheduler.finish_job(answer, now)
+        self._spans.finished_job(start, answer)
+        return outputs
+
+    def _limits(self, export: PoolExport) -> SchedulerLimits:
+        return SchedulerLimits.from_config(self._context.config, export.geometry, export.max_model_len)
+
+    def _status(self, query_id: int) -> Status:
+        return engine_status(self._scheduler, self._context.config, self._workers, query_id)
+
+    async def _send_pool(self, message: OpenPool | None) -> None:
+        if message is not None:
+            await self._links.compression.send(message)
+
     async def _send_work(self) -> None:
         """Whatever can begin."""
         start = tracing.now()
-        while (step := self._scheduler.plan()) is not None:
+        while self._workers.takes_steps and (step := self._scheduler.plan()) is not None:
             self._spans.planned(start, step)
-            await self._links.decode.send(step)
+            if not await self._links.decode.send(step):
+                self._workers.decode_gone()
             start = tracing.now()
-        for job in self._scheduler.plan_jobs():
+        for job in self._scheduler.plan_jobs() if self._workers.takes_jobs else []:
             self._spans.began_job(start, job)
-            await self._links.compression.send(job)
+            if not await self._links.compression.send(job):
+                self._workers.compression_gone()
             start = tracing.now()
 
     async def _send_outputs(self, outputs: list[TokenOutput]) -> None:
@@ -110,15 +143,11 @@ class SchedulerProcess:
 
 
 async def serve(context: WorkerContext, links: SchedulerLinks) -> None:
-    """Bring both workers to the same pool, then serve without end."""
+    """Wait for the first decode worker, then serve without end."""
     export = await links.decode.receive()
-    if not isinstance(export, PoolExport):
-        raise EngineError("the decode worker did not begin with its pool")
-    await links.compression.send(OpenPool(export))
-    if not isinstance(await links.compression.receive(), PoolOpened):
-        raise EngineError("the compression worker did not begin by opening the pool")
+    while not isinstance(export, PoolExport):
+        export = await links.decode.receive()
     process = SchedulerProcess(context, links, export)
-    process.report_ready()
     await asyncio.gather(
         process.serve_tokenizer(),
         process.serve_decode(),
