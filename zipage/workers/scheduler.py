@@ -90,8 +90,8 @@ class SchedulerProcess:
 
     def _take_answer(self, message: PoolOpened | JobAnswer, now: float) -> list[TokenOutput]:
         if not isinstance(message, PoolOpened):
-            # Answers that are not about the present pool are about jobs that are void.
-            return self._scheduler.finish_job(message, now) if self._workers.takes_jobs else []
+            # Other answers are about jobs that are void.
+            return self._scheduler.finish_job(message, now) if self._workers.takes_answers else []
         if not self._workers.pool_opened():
             return []
         if not self._has_reported:
