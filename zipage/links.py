@@ -19,7 +19,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from zipage.errors import EngineError, InvalidRequestError, ZipageError
+from zipage.errors import InvalidRequestError
 from zipage.messages import (
     ChildMessage,
     ClientMessage,
@@ -33,16 +33,11 @@ from zipage.messages import (
     SchedulerMessage,
     TokenizerMessage,
 )
-
-Incoming = TypeVar("Incoming")
-Outgoing = TypeVar("Outgoing")
+from zipage.tracing import TRACING_OFF, Tracer, now
+from zipage.wire import DECODE_ERRORS, Incoming, Outgoing, Wire
 
 # How long a message to the supervisor may take to leave; a watchdog ends senders whose supervisor is gone before that.
 _CONTROL_LINGER_MS = 10_000
-
-# What decoding bytes from outside can raise: msgspec's own errors and invalid UTF-8 are ValueErrors, nesting without
-# end is a RecursionError, and the checks of SamplingParams are ZipageErrors.
-_DECODE_ERRORS = (ValueError, RecursionError, ZipageError)
 
 
 class Stopped(Exception):  # noqa: N818 - an order to end, not an error
@@ -65,11 +60,9 @@ class Link(Generic[Incoming, Outgoing]):
     Not thread-safe: one thread sends and receives.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], incoming: Any, name: str, lifeline_fd: int) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], wire: Wire[Incoming, Outgoing], lifeline_fd: int) -> None:
         self._socket = socket
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(incoming)
-        self._name = name
+        self._wire = wire
         self._poller = zmq.Poller()
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(lifeline_fd, zmq.POLLIN)
@@ -77,7 +70,7 @@ class Link(Generic[Incoming, Outgoing]):
 
     def send(self, message: Outgoing) -> None:
         """Queue a message; returns at once."""
-        self._socket.send(self._encoder.encode(message))
+        self._socket.send(self._wire.encode(message))
 
     def receive(self) -> Incoming:
         """Wait for the next message.
@@ -88,7 +81,7 @@ class Link(Generic[Incoming, Outgoing]):
         """
         if self._lifeline_fd in dict(self._poller.poll()):
             raise Stopped
-        return _decode(self._decoder, self._socket.recv(), self._name)
+        return self._wire.receive(self._socket.recv())
 
     def receive_waiting(self, timeout_ms: int | None) -> list[Incoming]:
         """All messages that have arrived; where there is none, wait for one, up to `timeout_ms` unless that is None.
@@ -99,7 +92,7 @@ class Link(Generic[Incoming, Outgoing]):
             raise Stopped
         messages = []
         while self._socket.poll(0):
-            messages.append(_decode(self._decoder, self._socket.recv(), self._name))
+            messages.append(self._wire.receive(self._socket.recv()))
         return messages
 
     def close(self) -> None:
@@ -110,15 +103,13 @@ class Link(Generic[Incoming, Outgoing]):
 class AsyncLink(Generic[Incoming, Outgoing]):
     """One end of a link between two processes, for a process that runs an event loop."""
 
-    def __init__(self, socket: zmq.asyncio.Socket, incoming: Any, name: str) -> None:
+    def __init__(self, socket: zmq.asyncio.Socket, wire: Wire[Incoming, Outgoing]) -> None:
         self._socket = socket
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(incoming)
-        self._name = name
+        self._wire = wire
 
     async def send(self, message: Outgoing) -> None:
         """Queue a message; waits only until the other end has connected for the first time."""
-        await self._socket.send(self._encoder.encode(message))
+        await self._socket.send(self._wire.encode(message))
 
     async def receive(self) -> Incoming:
         """Wait for the next message.
@@ -126,7 +117,7 @@ class AsyncLink(Generic[Incoming, Outgoing]):
         Raises:
             EngineError: the frame is no message of this link.
         """
-        return _decode(self._decoder, await self._socket.recv(), self._name)
+        return self._wire.receive(await self._socket.recv())
 
     def close(self) -> None:
         """Close the socket; messages that have not left are dropped."""
@@ -140,14 +131,12 @@ class WorkerLink(Generic[Incoming, Outgoing]):
     one whose hello came last is heard and spoken to.
     """
 
-    def __init__(self, socket: zmq.asyncio.Socket, incoming: Any, hello: type, name: str) -> None:
+    def __init__(self, socket: zmq.asyncio.Socket, wire: Wire[Incoming, Outgoing], hello: type) -> None:
         # Without this a message to a worker that has gone vanishes without a word.
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket = socket
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(incoming)
+        self._wire = wire
         self._hello = hello
-        self._name = name
         self._worker: bytes | None = None
 
     async def send(self, message: Outgoing) -> bool:
@@ -157,7 +146,7 @@ class WorkerLink(Generic[Incoming, Outgoing]):
         """
         if self._worker is None:
             return False
-        return await _send_to(self._socket, self._worker, self._encoder.encode(message))
+        return await _send_to(self._socket, self._worker, self._wire.encode(message))
 
     async def receive(self) -> Incoming:
         """Wait for the next message of the present worker, which may be the hello of the next one.
@@ -167,10 +156,14 @@ class WorkerLink(Generic[Incoming, Outgoing]):
         """
         while True:
             worker, frame = await self._socket.recv_multipart()
-            message: Incoming = _decode(self._decoder, frame, self._name)
+            start = now()
+            message = self._wire.decode(frame)
             if isinstance(message, self._hello):
+                if self._worker not in (None, worker):
+                    self._wire.begin_anew()
                 self._worker = worker
             if worker == self._worker:
+                self._wire.received(message, frame, start)
                 return message
 
     def close(self) -> None:
@@ -192,7 +185,9 @@ class SchedulerLinks:
             link.close()
 
 
-def bind_scheduler_links(context: zmq.asyncio.Context, runtime_dir: Path) -> SchedulerLinks:
+def bind_scheduler_links(
+    context: zmq.asyncio.Context, runtime_dir: Path, tracer: Tracer = TRACING_OFF
+) -> SchedulerLinks:
     """Bind the scheduler's ends of its links."""
 
     def bound(kind: int, name: str) -> zmq.asyncio.Socket:
@@ -202,37 +197,37 @@ def bind_scheduler_links(context: zmq.asyncio.Context, runtime_dir: Path) -> Sch
 
     decode, compression = bound(zmq.ROUTER, "decode"), bound(zmq.ROUTER, "compression")
     return SchedulerLinks(
-        tokenizer=AsyncLink(bound(zmq.PAIR, "tokenizer"), TokenizerMessage, "tokenizer"),
-        decode=WorkerLink(decode, DecodeWorkerMessage, PoolExport, "decode"),
-        compression=WorkerLink(compression, CompressionWorkerMessage, CompressionStarted, "compression"),
+        tokenizer=AsyncLink(bound(zmq.PAIR, "tokenizer"), Wire(TokenizerMessage, "tokenizer", tracer)),
+        decode=WorkerLink(decode, Wire(DecodeWorkerMessage, "decode", tracer), PoolExport),
+        compression=WorkerLink(compression, Wire(CompressionWorkerMessage, "compression", tracer), CompressionStarted),
     )
 
 
 def connect_tokenizer_link(
-    context: zmq.asyncio.Context, runtime_dir: Path
+    context: zmq.asyncio.Context, runtime_dir: Path, tracer: Tracer = TRACING_OFF
 ) -> AsyncLink[SchedulerMessage, TokenizerMessage]:
     """Connect the tokenizer to the scheduler."""
     socket = _open(context.socket(zmq.PAIR))
     socket.connect(_address(runtime_dir, "tokenizer"))
-    return AsyncLink(socket, SchedulerMessage, "scheduler")
+    return AsyncLink(socket, Wire(SchedulerMessage, "tokenizer", tracer))
 
 
 def connect_decode_link(
-    context: zmq.Context[zmq.Socket[bytes]], runtime_dir: Path, lifeline_fd: int
+    context: zmq.Context[zmq.Socket[bytes]], runtime_dir: Path, lifeline_fd: int, tracer: Tracer = TRACING_OFF
 ) -> Link[DecodeCommand, DecodeWorkerMessage]:
     """Connect the decode worker to the scheduler; `lifeline_fd` is its `WorkerContext`'s."""
     socket = _open(context.socket(zmq.DEALER))
     socket.connect(_address(runtime_dir, "decode"))
-    return Link(socket, DecodeCommand, "scheduler", lifeline_fd)
+    return Link(socket, Wire(DecodeCommand, "decode", tracer), lifeline_fd)
 
 
 def connect_compression_link(
-    context: zmq.Context[zmq.Socket[bytes]], runtime_dir: Path, lifeline_fd: int
+    context: zmq.Context[zmq.Socket[bytes]], runtime_dir: Path, lifeline_fd: int, tracer: Tracer = TRACING_OFF
 ) -> Link[CompressionCommand, CompressionWorkerMessage]:
     """Connect the compression worker to the scheduler; `lifeline_fd` is its `WorkerContext`'s."""
     socket = _open(context.socket(zmq.DEALER))
     socket.connect(_address(runtime_dir, "compression"))
-    return Link(socket, CompressionCommand, "scheduler", lifeline_fd)
+    return Link(socket, Wire(CompressionCommand, "compression", tracer), lifeline_fd)
 
 
 @dataclass(frozen=True)
@@ -282,7 +277,7 @@ class ControlReceiver:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], runtime_dir: Path) -> None:
         self._socket = _open(context.socket(zmq.PULL))
         self._socket.bind(control_address(runtime_dir))
-        self._decoder = msgspec.msgpack.Decoder(ChildMessage)
+        self._wire: Wire[ChildMessage, ChildMessage] = Wire(ChildMessage, "control")
 
     def receive(self, timeout: float) -> ChildMessage | None:
         """Wait up to `timeout` seconds for the next message; None where none came.
@@ -292,7 +287,7 @@ class ControlReceiver:
         """
         if not self._socket.poll(int(1000 * timeout)):
             return None
-        return _decode(self._decoder, self._socket.recv(), "control")
+        return self._wire.decode(self._socket.recv())
 
     def close(self) -> None:
         """Close the socket."""
@@ -312,7 +307,7 @@ def decode_client_message(frame: bytes) -> ClientMessage | UnreadableMessage:
     try:
         message: ClientMessage = msgspec.msgpack.decode(frame, type=ClientMessage)
         return message
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         field = error.field if isinstance(error, InvalidRequestError) else None
         return UnreadableMessage(str(error), field, _readable_request_ids(frame))
 
@@ -361,7 +356,7 @@ class _RequestIds(msgspec.Struct):
 def _readable_request_ids(frame: bytes) -> list[str]:
     try:
         return [request.request_id for request in msgspec.msgpack.decode(frame, type=_RequestIds).requests]
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return []
 
 
@@ -390,10 +385,3 @@ async def _send_to(router: zmq.asyncio.Socket, peer: bytes, frame: bytes) -> boo
             raise
         return False
     return True
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[Any], frame: bytes, name: str) -> Any:
-    try:
-        return decoder.decode(frame)
-    except _DECODE_ERRORS as error:
-        raise EngineError(f"malformed message on the {name} link: {error}") from error

@@ -130,7 +130,8 @@ class Status(Message, frozen=True):
     """What the engine holds now, and counters since it started.
 
     `integrity_errors` is the scheduler's check that every block has as many holders as references, every slot one
-    owner, and every table agrees with its request; an empty list is a sound engine.
+    owner, and every table agrees with its request; an empty list is a sound engine. `worker_restarts` counts decode and
+    compression workers that have come in the place of others.
     """
 
     query_id: int

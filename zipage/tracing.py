@@ -98,6 +98,9 @@ class Tracer:
         self._records.clear()
 
 
+TRACING_OFF = Tracer(None, "")
+
+
 def prepare_trace_directory(directory: str | os.PathLike[str]) -> str:
     """Make the directory for traces where it is missing; returns its absolute path.
 

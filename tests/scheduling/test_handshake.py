@@ -38,8 +38,11 @@ def test_steps_go_on_while_the_compression_worker_starts_again() -> None:
     workers = opened()
     workers.compression_gone()
     assert sends(workers) == (True, False)
+    # What it has done before is done.
+    assert workers.takes_answers
     assert workers.compression_started() == OpenPool(EXPORT)
     assert sends(workers) == (True, False)
+    assert not workers.takes_answers
     assert workers.pool_opened()
     assert sends(workers) == (True, True)
     assert workers.restarts == 1
@@ -63,6 +66,7 @@ def test_a_new_pool_after_the_new_compression_worker_takes_the_place_of_the_old_
     workers = opened()
     assert workers.compression_started() == OpenPool(EXPORT)
     assert workers.decode_started(OTHER) == OpenPool(OTHER)
+    assert not workers.takes_answers
     # The answer about the pool that is gone.
     assert not workers.pool_opened()
     assert sends(workers) == (False, False)

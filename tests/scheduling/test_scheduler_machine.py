@@ -55,10 +55,12 @@ def draw_other_pool(data: st.DataObject, limits: SchedulerLimits) -> SchedulerLi
     least = max(4, limits.max_blocks_per_request)
     num_blocks = data.draw(st.one_of(st.just(limits.num_blocks), st.integers(least, 100)))
     slots = num_blocks // limits.max_blocks_per_request if limits.max_blocks_per_request else 0
+    slots = min(limits.max_num_seqs, slots)
     return replace(
         limits,
         num_blocks=num_blocks,
-        num_query_slots=min(limits.max_num_seqs, slots),
+        num_query_slots=slots,
+        num_query_buffers=slots + limits.num_query_buffers - limits.num_query_slots,
         num_host_blocks=data.draw(st.sampled_from([60, 8, 0])),
     )
 

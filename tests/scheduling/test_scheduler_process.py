@@ -38,6 +38,7 @@ from zipage.messages import (
     TokenRequest,
 )
 from zipage.sampling_params import SamplingParams
+from zipage.tracing import TRACING_OFF
 from zipage.workers.process import WorkerContext
 from zipage.workers.scheduler import serve
 
@@ -128,7 +129,7 @@ async def scheduler_process() -> AsyncIterator[Peers]:
     read_fd, write_fd = os.pipe()
     with short_temporary_directory() as runtime_dir, zmq.asyncio.Context() as sockets, zmq.Context() as plain:
         config = EngineConfig(model="m", kv_budget=48, block_size=16, max_num_seqs=4, plan_ahead=False)
-        context = WorkerContext("scheduler", runtime_dir, config, read_fd, None)
+        context = WorkerContext("scheduler", runtime_dir, config, read_fd, None, None, None, TRACING_OFF)
         control = links.ControlReceiver(plain, runtime_dir)
         ends = links.bind_scheduler_links(sockets, runtime_dir)
         tokenizer = links.connect_tokenizer_link(sockets, runtime_dir)

@@ -5,10 +5,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from tools.tracing.lanes import Row
+from tools.tracing.requests import ENDING_NAMES
 from tools.tracing.steps import JOB_NAMES, STEP_NAMES
 from zipage.tracing import Span
 
-_SCHEDULER_NAMES = ("add", "plan", "finish job", "finish step")
+_SCHEDULER_NAMES = ("add", "plan", *ENDING_NAMES)
 
 
 @dataclass(frozen=True, order=True)

@@ -9,6 +9,9 @@ from tools.tracing.merge import EngineTrace, Window
 from tools.tracing.spread import MILLISECONDS, SECONDS, Spread, spread
 from tools.tracing.tables import Integers, SpanTable, integers
 
+# The scheduler's spans that may end requests.
+ENDING_NAMES = ("finish step", "finish job", "abort", "expire")
+
 
 @dataclass(frozen=True)
 class Lifetimes:
@@ -18,7 +21,7 @@ class Lifetimes:
         uids: int64 [n].
         added: start of the `add` that names the request, or of its first plan where the trace has no `add`.
         admitted: end of the first `plan` that names it.
-        ended: end of the `finish step` that names it, or of the trace where there is none; nanoseconds, int64 [n].
+        ended: end of the span that ends it (`finish step`, `finish job`, `abort`, `expire`), or of the trace where there is none; nanoseconds, int64 [n].
         finished: whether the trace has its end; bool [n].
     """
 
@@ -35,12 +38,12 @@ class Lifetimes:
 
 def lifetimes(trace: EngineTrace) -> Lifetimes:
     """The requests of a whole trace."""
-    spans = trace.spans("scheduler", "scheduler", names=("add", "plan", "finish step"))
+    spans = trace.spans("scheduler", "scheduler", names=("add", "plan", *ENDING_NAMES))
     added: dict[int, int] = {}
     admitted: dict[int, tuple[int, int]] = {}
     ended: dict[int, int] = {}
     for span in spans.spans:
-        for uid in span.args.get("uids", ()):
+        for uid in span.args.get("ended" if span.name == "finish job" else "uids", ()):
             if span.name == "add":
                 added.setdefault(uid, span.start)
             elif span.name == "plan":

@@ -35,7 +35,12 @@ class PoolHandshake:
 
     @property
     def takes_jobs(self) -> bool:
-        """A job can be done, and answers are about jobs in the present pool, as far as is known."""
+        """A job can be done, as far as is known."""
+        return self._has_compression_worker and self._is_open
+
+    @property
+    def takes_answers(self) -> bool:
+        """Answers are about jobs in the present pool. They may arrive after their sender is known to have gone."""
         return self._is_open
 
     def decode_started(self, export: PoolExport) -> OpenPool | None:
@@ -59,7 +64,7 @@ class PoolHandshake:
 
     def compression_gone(self) -> None:
         """Note that a job could not be sent."""
-        self._has_compression_worker = self._is_open = False
+        self._has_compression_worker = False
 
     def pool_opened(self) -> bool:
         """Note a `PoolOpened`; returns whether it is about the present pool."""

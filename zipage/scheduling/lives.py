@@ -1,6 +1,6 @@
 """Where every request is on its way from arrival to end, and what it holds there: the moves between those places."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from zipage.messages import CompressionDone
@@ -30,6 +30,14 @@ class Counters:
     output_tokens: int = 0
 
 
+StallObserver = Callable[[Request, float, float], None]
+"""`on_stall(request, seconds, now)`: the request has been passed over for a compression so many seconds up to now."""
+
+
+def ignore_stall(_request: Request, _seconds: float, _now: float) -> None:
+    """The `StallObserver` of a scheduler that nobody watches."""
+
+
 class Lives:
     """Every request in its place, and the step that tells the decode worker of it.
 
@@ -42,10 +50,12 @@ class Lives:
         at_work: those whose job the compression worker has.
         step: the step that is being planned.
         now: the time of the last event, right after which a step is planned; in seconds of the caller's clock.
+        on_stall: told of every wait of a request for its compression, once it is over.
     """
 
-    def __init__(self, limits: SchedulerLimits, counters: Counters) -> None:
+    def __init__(self, limits: SchedulerLimits, counters: Counters, on_stall: StallObserver) -> None:
         self.limits = limits
+        self.on_stall = on_stall
         self.holdings = Holdings(limits)
         self.counters = counters
         self.unfinished: dict[int, Request] = {}
@@ -149,7 +159,7 @@ class Lives:
     def finish_compression(self, request: Request, job: OpenJob, done: CompressionDone) -> None:
         """Let a request go on with its survivors."""
         # The wait for this job, before the next one begins, which may be of the other kind.
-        self.counters.stalled_seconds += request.stalls.count(self.now)
+        self._add_stall(request, request.stalls.count(self.now))
         finish_compression(request, job, done, self.holdings)
         self.step.update_table(request)
         self.counters.compressions += 1
@@ -168,7 +178,12 @@ class Lives:
     def end_stall(self, request: Request) -> None:
         """Note that, if no token of a request is planned, a compression is not the reason."""
         if request.stalls.since is not None:
-            self.counters.stalled_seconds += request.stalls.end(self.now)
+            self._add_stall(request, request.stalls.end(self.now))
+
+    def _add_stall(self, request: Request, seconds: float) -> None:
+        if seconds > 0:
+            self.counters.stalled_seconds += seconds
+            self.on_stall(request, seconds, self.now)
 
     # ---- ends -------------------------------------------------------------------------------------------------------
 

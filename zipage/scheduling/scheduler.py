@@ -24,7 +24,7 @@ from zipage.scheduling.admission import admit_next, guarantee_running
 from zipage.scheduling.compression import drop_job, free_retired_blocks
 from zipage.scheduling.holdings import Holdings
 from zipage.scheduling.limits import SchedulerLimits
-from zipage.scheduling.lives import Counters, Lives
+from zipage.scheduling.lives import Counters, Lives, StallObserver, ignore_stall
 from zipage.scheduling.planning import begin_compressions, plan_request, waits_for_jobs
 from zipage.scheduling.recovery import move_to_new_pool, take_back_jobs
 from zipage.scheduling.request import NEVER, Request, RequestState
@@ -43,10 +43,11 @@ class Scheduler:
     the guaranteed ones. The first of them is guaranteed as soon as that is possible, so every request ends.
     """
 
-    def __init__(self, limits: SchedulerLimits) -> None:
+    def __init__(self, limits: SchedulerLimits, on_stall: StallObserver = ignore_stall) -> None:
+        """Args: limits: of the engine; on_stall: told of every wait of a request for its compression, once it is over."""
         self.limits = limits
         self.counters = Counters()
-        self.lives = Lives(limits, self.counters)
+        self.lives = Lives(limits, self.counters, on_stall)
         self._num_arrived = 0
         # A heap; ended requests are taken out when they are many.
         self._deadlines: list[tuple[float, int]] = []

@@ -20,7 +20,7 @@ def main(context: WorkerContext) -> None:
     """Serve jobs until the process is to stop."""
     # Cores beyond one are the decode worker's; on a GPU this process only launches.
     torch.set_num_threads(1)
-    link = connect_compression_link(zmq.Context(), context.runtime_dir, context.lifeline_fd)
+    link = connect_compression_link(zmq.Context(), context.runtime_dir, context.lifeline_fd, context.tracer)
     link.send(CompressionStarted())
     runner = _open_pool(context, link, link.receive())
     report_ready(context)

@@ -26,7 +26,7 @@ def main(context: WorkerContext) -> None:
 
 def _serve_in_turn(context: WorkerContext, executor: Executor, export: PoolExport) -> None:
     """Answer every step before the next one is received."""
-    link = connect_decode_link(zmq.Context(), context.runtime_dir, context.lifeline_fd)
+    link = connect_decode_link(zmq.Context(), context.runtime_dir, context.lifeline_fd, context.tracer)
     link.send(export)
     report_ready(context)
     while True:
@@ -46,7 +46,7 @@ def _serve_ahead(context: WorkerContext, executor: "DeviceExecutor", export: Poo
 
     trace_compilations(context.tracer)
     returned = ReturnedSteps(context.lifeline_fd, StepTimes(context.tracer).write)
-    link = connect_decode_link(zmq.Context(), context.runtime_dir, returned.wake_fd)
+    link = connect_decode_link(zmq.Context(), context.runtime_dir, returned.wake_fd, context.tracer)
     link.send(export)
     report_ready(context)
     while True:

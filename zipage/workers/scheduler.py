@@ -41,8 +41,8 @@ class SchedulerProcess:
         self._context = context
         self._links = links
         self._workers = PoolHandshake(export)
-        self._scheduler = Scheduler(self._limits(export))
-        self._spans = SchedulerSpans(context.tracer, self._scheduler)
+        self._spans = SchedulerSpans(context.tracer)
+        self._scheduler = Scheduler(self._limits(export), self._spans.stalled)
         self._has_reported = False
 
     async def serve_tokenizer(self) -> None:
@@ -57,7 +57,9 @@ class SchedulerProcess:
                     for refusal in refused:
                         await self._links.tokenizer.send(refusal)
                 case AbortTokens(uids):
-                    await self._send_outputs(self._scheduler.abort(uids, now))
+                    outputs = self._scheduler.abort(uids, now)
+                    self._spans.ended_early("abort", start, outputs)
+                    await self._send_outputs(outputs)
                 case StatusQuery(query_id):
                     await self._links.tokenizer.send(self._status(query_id))
             await self._send_work()
@@ -90,7 +92,9 @@ class SchedulerProcess:
         """Requests whose deadline passes while nothing else happens."""
         while True:
             await asyncio.sleep(_DEADLINE_CHECK_SECONDS)
+            start = tracing.now()
             if outputs := self._scheduler.expire(time.monotonic()):
+                self._spans.ended_early("expire", start, outputs)
                 await self._send_work()
                 await self._send_outputs(outputs)
 
@@ -105,12 +109,12 @@ class SchedulerProcess:
         return self._scheduler.resend_jobs(message.unfinished, now)
 
     def _finish_job(self, answer: JobAnswer, now: float) -> list[TokenOutput]:
-        if not self._workers.takes_jobs:
+        if not self._workers.takes_answers:
             # It is not about the present pool, and the job is void.
             return []
         start = tracing.now()
         outputs = self._scheduler.finish_job(answer, now)
-        self._spans.finished_job(start, answer)
+        self._spans.finished_job(start, answer, outputs)
         return outputs
 
     def _limits(self, export: PoolExport) -> SchedulerLimits:
@@ -127,7 +131,7 @@ class SchedulerProcess:
         """Whatever can begin."""
         start = tracing.now()
         while self._workers.takes_steps and (step := self._scheduler.plan()) is not None:
-            self._spans.planned(start, step)
+            self._spans.planned(start, step, self._scheduler)
             if not await self._links.decode.send(step):
                 self._workers.decode_gone()
             start = tracing.now()
@@ -157,7 +161,7 @@ async def serve(context: WorkerContext, links: SchedulerLinks) -> None:
 
 
 async def _run(context: WorkerContext) -> None:
-    links = bind_scheduler_links(zmq.asyncio.Context(), context.runtime_dir)
+    links = bind_scheduler_links(zmq.asyncio.Context(), context.runtime_dir, context.tracer)
     try:
         await run_until_stopped(context.lifeline_fd, serve(context, links))
     finally:

@@ -10,6 +10,8 @@ from zipage.links import AsyncLink, ClientRouter, UnreadableMessage, connect_tok
 from zipage.messages import Alive, Refused, SchedulerMessage, TokenizerMessage
 from zipage.text.frontend import Outbox, TextFrontend
 from zipage.text.model_text import load_model_text
+from zipage.text.spans import TextSpans
+from zipage.tracing import Tracer, now
 from zipage.workers.process import WorkerContext, report_ready, run_worker
 
 _ALIVE_SECONDS = 1.0
@@ -19,8 +21,13 @@ class TokenizerProcess:
     """Loops for the clients and for the scheduler around one `TextFrontend`."""
 
     def __init__(
-        self, frontend: TextFrontend, clients: ClientRouter, scheduler: AsyncLink[SchedulerMessage, TokenizerMessage]
+        self,
+        frontend: TextFrontend,
+        clients: ClientRouter,
+        scheduler: AsyncLink[SchedulerMessage, TokenizerMessage],
+        tracer: Tracer,
     ) -> None:
+        self._spans = TextSpans(tracer)
         self._frontend = frontend
         self._clients = clients
         self._scheduler = scheduler
@@ -36,11 +43,16 @@ class TokenizerProcess:
                 for request_id in message.request_ids or [""]:
                     await self._clients.send(client, Refused(request_id, message.reason, message.field))
             else:
-                await self._send(self._frontend.on_client(client, message))
+                start = now()
+                outbox = self._frontend.on_client(client, message)
+                self._spans.submitted(start, outbox)
+                await self._send(outbox)
 
     async def _serve_scheduler(self) -> None:
         while True:
-            await self._send(self._frontend.on_scheduler(await self._scheduler.receive()))
+            message, start = await self._scheduler.receive(), now()
+            await self._send(self._frontend.on_scheduler(message))
+            self._spans.delivered(start, message)
 
     async def _look_after_clients(self) -> None:
         """Find clients that have gone before there is an answer to send them."""
@@ -62,9 +74,9 @@ class TokenizerProcess:
 async def _run(context: WorkerContext) -> None:
     model = load_model_text(Path(context.config.model))
     sockets = zmq.asyncio.Context()
-    scheduler = connect_tokenizer_link(sockets, context.runtime_dir)
+    scheduler = connect_tokenizer_link(sockets, context.runtime_dir, context.tracer)
     clients = ClientRouter(sockets, context.runtime_dir)
-    process = TokenizerProcess(TextFrontend(model, context.config.seed), clients, scheduler)
+    process = TokenizerProcess(TextFrontend(model, context.config.seed), clients, scheduler, context.tracer)
     report_ready(context)
     try:
         await run_until_stopped(context.lifeline_fd, process.serve())
