@@ -21,7 +21,8 @@ class Lifetimes:
         uids: int64 [n].
         added: start of the `add` that names the request, or of its first plan where the trace has no `add`.
         admitted: end of the first `plan` that names it.
-        ended: end of the span that ends it (`finish step`, `finish job`, `abort`, `expire`), or of the trace where there is none; nanoseconds, int64 [n].
+        ended: end of the span that ends it (`finish step`, `finish job`, `abort` or `expire`), or of the trace where
+            there is none; nanoseconds, int64 [n].
         finished: whether the trace has its end; bool [n].
     """
 

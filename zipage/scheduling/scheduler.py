@@ -44,7 +44,7 @@ class Scheduler:
     """
 
     def __init__(self, limits: SchedulerLimits, on_stall: StallObserver = ignore_stall) -> None:
-        """Args: limits: of the engine; on_stall: told of every wait of a request for its compression, once it is over."""
+        """Args: limits: of the engine; on_stall: told of every wait for a compression, once it is over."""
         self.limits = limits
         self.counters = Counters()
         self.lives = Lives(limits, self.counters, on_stall)
