@@ -42,6 +42,7 @@ GEOMETRY = PoolGeometry(
     head_dim=8,
     dtype="float32",
     num_query_slots=2,
+    num_query_buffers=4,
     window=16,
     num_host_blocks=6,
     num_host_slots=2,
@@ -62,7 +63,7 @@ class Engine:
     def worker(self) -> Iterator[subprocess.Popen]:
         """Start one, on a link of its own: messages to a worker that is gone must not wait for the next."""
         environment = {f"ZIPAGE_{name}_FD": str(descriptor) for name, descriptor in self.descriptors.items()}
-        with self.context.socket(zmq.PAIR) as self.link:
+        with self.context.socket(zmq.DEALER) as self.link:
             self.link.bind(f"ipc://{self.runtime_dir}/compression")
             process = subprocess.Popen(
                 [sys.executable, "-m", "zipage.workers.compression", str(self.runtime_dir)],
