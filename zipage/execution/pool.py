@@ -73,11 +73,21 @@ def allocate_on_device(geometry: PoolGeometry, device: torch.device) -> KVPool:
 
 
 def cuda_handles(pool: KVPool) -> dict[str, list[Any]]:
-    """CUDA IPC handles by tensor name, as plain integers and bytes."""
+    """CUDA IPC handles by tensor name, as plain integers and bytes.
+
+    Raises:
+        EngineError: the allocator's memory cannot be shared.
+    """
     handles = {}
     for name, shape, _ in _layout(pool.geometry):
         if math.prod(shape):
-            handles[name] = list(getattr(pool, name).untyped_storage()._share_cuda_())
+            try:
+                handles[name] = list(getattr(pool, name).untyped_storage()._share_cuda_())
+            except RuntimeError as error:
+                raise EngineError(
+                    f"cannot share the KV pool through CUDA IPC: {error} (PYTORCH_ALLOC_CONF must not ask for expandable "
+                    "segments, and a container must let its processes share device memory)"
+                ) from error
     return handles
 
 
