@@ -85,8 +85,8 @@ def cuda_handles(pool: KVPool) -> dict[str, list[Any]]:
                 handles[name] = list(getattr(pool, name).untyped_storage()._share_cuda_())
             except RuntimeError as error:
                 raise EngineError(
-                    f"cannot share the KV pool through CUDA IPC: {error} (PYTORCH_ALLOC_CONF must not ask for expandable "
-                    "segments, and a container must let its processes share device memory)"
+                    f"cannot share the KV pool through CUDA IPC: {error} (PYTORCH_ALLOC_CONF must not ask for "
+                    "expandable segments, and a container must let its processes share device memory)"
                 ) from error
     return handles
 
