@@ -15,7 +15,7 @@ from supervisor_helpers import commands, read_json, user_program
 
 from zipage.config import EngineConfig
 from zipage.errors import ConfigError, EngineError
-from zipage.mps import CONTROL_PROGRAM, MpsDaemon, MpsPlan, gpu_present, plan_mps
+from zipage.mps import CONTROL_PROGRAM, PIPE_VARIABLE, MpsDaemon, MpsPlan, gpu_present, is_mps_client, plan_mps
 from zipage.supervisor import WORKER_COMMANDS, Supervisor
 
 RUNTIME_DIR = Path("/run/engine")
@@ -353,3 +353,10 @@ class TestSupervisor:
 def test_imports_load_no_model_library() -> None:
     script = "import sys, zipage.workers.mps; print([name for name in ('torch', 'numpy') if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "[]\n"
+
+
+def test_who_is_a_client(tmp_path):
+    assert is_mps_client({PIPE_VARIABLE: str(tmp_path)})
+    assert not is_mps_client({PIPE_VARIABLE: str(tmp_path / "no-mps")})
+    assert not is_mps_client({PIPE_VARIABLE: ""})
+    assert not is_mps_client({})

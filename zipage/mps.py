@@ -132,6 +132,12 @@ def gpu_present(environment: Mapping[str, str], root: Path = Path("/")) -> bool:
     return any((root / "dev").glob("nvidia[0-9]*")) or (root / "dev/dxg").exists()
 
 
+def is_mps_client(environment: Mapping[str, str]) -> bool:
+    """Whether a process with this environment uses CUDA through a daemon, if it uses CUDA at all."""
+    pipes = environment.get(PIPE_VARIABLE)
+    return bool(pipes) and Path(str(pipes)).is_dir()
+
+
 class MpsDaemon:
     """The private daemon of an engine: a child of this process, in its process group, as is the server it starts.
 

@@ -22,10 +22,11 @@ _LONGEST_BUFFERED_NS = 500_000_000
 
 
 class TraceHeader(msgspec.Struct, frozen=True, array_like=True, tag="process", gc=False):
-    """Which process the file is about."""
+    """Which process the file is about, and whether it is a client of a CUDA MPS daemon."""
 
     process: str
     pid: int
+    mps: bool = False
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True, tag="span", gc=False):
@@ -59,8 +60,8 @@ class Tracer:
         enabled: whether records are written; what is costly to find out is not worth finding out otherwise.
     """
 
-    def __init__(self, directory: str | None, process: str) -> None:
-        """Args: directory: exists, `None` is tracing off; process: whose spans these are."""
+    def __init__(self, directory: str | None, process: str, mps: bool = False) -> None:
+        """Args: directory: exists, `None` is tracing off; process: whose spans these are; mps: of the header."""
         self.enabled = directory is not None
         self._lock = threading.Lock()
         self._records: list[TraceRecord] = []
@@ -68,7 +69,7 @@ class Tracer:
         self._encoder = msgspec.json.Encoder()
         if directory is not None:
             self._file = open(Path(directory) / f"{process}-{os.getpid()}.jsonl", "wb", buffering=0)  # noqa: SIM115
-            self._add(TraceHeader(process, os.getpid()), self._last_write)
+            self._add(TraceHeader(process, os.getpid(), mps), self._last_write)
 
     def span(self, lane: str, name: str, start: int, end: int, **args: Any) -> None:
         """Record what went on in a lane from `start` to `end`."""

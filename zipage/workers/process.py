@@ -24,6 +24,7 @@ from zipage.config import EngineConfig
 from zipage.errors import ZipageError
 from zipage.links import send_to_supervisor
 from zipage.messages import Failed, Ready, Status
+from zipage.mps import is_mps_client
 from zipage.tracing import Tracer
 
 CONFIG_FILE = "config.json"
@@ -104,7 +105,7 @@ def _load_context(name: str, runtime_dir: Path, stop_fd: int) -> WorkerContext:
         pool_fd=_inherited_fd(POOL_VARIABLE),
         swap_fd=_inherited_fd(SWAP_VARIABLE),
         journal_fd=_inherited_fd(JOURNAL_VARIABLE),
-        tracer=Tracer(config.trace, name),
+        tracer=Tracer(config.trace, name, is_mps_client(os.environ)),
     )
 
 
