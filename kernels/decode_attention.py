@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zipage.kernels.dependent_launch import dependent_launch, wait_for_predecessor
 from zipage.kernels.write_kv import cache_rows, check_attention_inputs, check_paged_cache, load_rows, tile_blocks
 
 # log2(e): the kernels work with powers of two.
@@ -24,8 +23,6 @@ LOG2_E = 1.4426950408889634
 _PROGRAMS_PER_SM = 2
 # Bytes of the keys and values of a tile: two tiles under way for each program keep the memory busy.
 _TILE_BYTES = 32 << 10
-# Warps of a program, and tiles on their way or in use.
-_NUM_WARPS, _NUM_STAGES = 4, 4
 # Entries in the smallest share: smaller ones cost more to combine than they gain.
 _SMALLEST_SHARE = 256
 
@@ -114,14 +111,11 @@ def paged_decode_attention(
     if not len(query):
         return output
     log_sum_exp = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
-    grid, options = workspace.counters.shape, {"sizes": sizes, "num_warps": _NUM_WARPS, "num_stages": _NUM_STAGES}
+    grid, options = workspace.counters.shape, {"sizes": sizes, "num_warps": 4, "num_stages": 4}
     requests = (query, query.stride(0), block_tables, block_tables.stride(0), resident_lengths, len(query))
     parts = (workspace.counters, workspace.log_sum_exp, workspace.output)
     factor, stride = scale * LOG2_E, output.stride(0)
-    _attend_kernel[grid](
-        *requests, factor, key_cache, log_sum_exp, value_cache, output, stride, *parts, **options,
-        **dependent_launch(query.device),
-    )  # fmt: skip
+    _attend_kernel[grid](*requests, factor, key_cache, log_sum_exp, value_cache, output, stride, *parts, **options)
     if observed is not None:
         _observe_kernel[grid](*requests, factor, key_cache, log_sum_exp, observed, **options)
     return output
@@ -239,11 +233,9 @@ def _store_group(values, exponents, output, log_sum_exp, sizes: tl.constexpr):
 )
 def _attend_kernel(
     query, query_stride, block_tables, table_stride, resident_lengths, batch, factor, key_cache, log_sum_exp,
-    value_cache, output, output_stride, counters, part_log_sum_exp, part_output, sizes: tl.constexpr,
-    dependent: tl.constexpr
+    value_cache, output, output_stride, counters, part_log_sum_exp, part_output, sizes: tl.constexpr
 ):  # fmt: skip
     """One share of the tiles for each program: output, and log-sum-exp `[B, Hq]` to base 2."""
-    wait_for_predecessor(dependent)
     heads = tl.arange(0, sizes.rows)
     ends = _tile_ends(resident_lengths, batch, sizes)
     share, place, last_place = _own_share(ends, sizes)
