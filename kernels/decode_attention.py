@@ -15,19 +15,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zipage.kernels.dependent_launch import dependent_launch, wait_for_predecessor
 from zipage.kernels.write_kv import cache_rows, check_attention_inputs, check_paged_cache, load_rows, tile_blocks
 
 # log2(e): the kernels work with powers of two.
 LOG2_E = 1.4426950408889634
-# Programs resident on a multiprocessor at once.
-_PROGRAMS_PER_SM = 2
-# Bytes of the keys and values of a tile: two tiles under way for each program keep the memory busy.
-_TILE_BYTES = 32 << 10
-# Warps of a program, and tiles on their way or in use.
-_NUM_WARPS, _NUM_STAGES = 4, 4
 # Entries in the smallest share: smaller ones cost more to combine than they gain.
-_SMALLEST_SHARE = 256
+_SMALLEST_SHARE = 128
+
+
+@dataclass(frozen=True)
+class _Division:
+    """How a multiprocessor is divided: programs on it at once, and warps, tiles under way and bytes of a tile of each.
+
+    A tile's bytes are those of its keys and values.
+    """
+
+    programs: int
+    num_warps: int
+    num_stages: int
+    tile_bytes: int
+
+
+# Memory is kept as busy by one program of large tiles as by four of small ones.
+_ONE, _TWO, _FOUR = _Division(1, 8, 4, 64 << 10), _Division(2, 4, 3, 32 << 10), _Division(4, 2, 4, 16 << 10)
 
 
 @dataclass(frozen=True)
@@ -35,11 +45,13 @@ class DecodeWorkspace:
     """Where the parts of a head meet. Calls that may run at the same time need one each.
 
     Attributes:
-        counters: `[P]` int32, zero between calls; P is the number of programs of a call.
+        num_multiprocessors: over which programs are spread.
+        counters: `[P]` int32, zero between calls; P is the largest number of programs of a call.
         log_sum_exp: `[P, 2, G]` float32, of each program's part of a head that another began and of one that it begins.
         output: `[P, 2, G, d]` float32, likewise.
     """
 
+    num_multiprocessors: int
     counters: Tensor
     log_sum_exp: Tensor
     output: Tensor
@@ -62,11 +74,13 @@ class _Sizes:
 
 def decode_workspace(num_heads: int, num_kv_heads: int, head_dim: int, device: torch.device) -> DecodeWorkspace:
     """Allocate what `paged_decode_attention` needs for any batch of a model with Hq, Hkv and d as given."""
-    num_programs = 7  # where the interpreter runs them, one after another
+    num_multiprocessors = 3  # where the interpreter runs programs, one after another
     if device.type == "cuda":
-        num_programs = _PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count
+        num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    num_programs = _FOUR.programs * num_multiprocessors
     parts = (num_programs, 2, num_heads // num_kv_heads)
     return DecodeWorkspace(
+        num_multiprocessors,
         counters=torch.zeros(num_programs, dtype=torch.int32, device=device),
         log_sum_exp=torch.empty(parts, dtype=torch.float32, device=device),
         output=torch.empty(*parts, head_dim, dtype=torch.float32, device=device),
@@ -108,30 +122,36 @@ def paged_decode_attention(
     check_attention_inputs(query, key_cache, block_tables, resident_lengths, output)
     if len(block_tables) != len(query):
         raise ValueError(f"block_tables must have a row for each of {len(query)} queries, not {len(block_tables)}")
-    sizes = _sizes(query, key_cache)
+    division = _division(len(query) * key_cache.shape[1] / workspace.num_multiprocessors)
+    sizes = _sizes(query, key_cache, division.tile_bytes)
     if workspace.output.shape[2:] != (sizes.group, sizes.head_dim):
         raise ValueError(f"workspace must be that of groups of {sizes.group} heads of size {sizes.head_dim}")
     if not len(query):
         return output
     log_sum_exp = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
-    grid, options = workspace.counters.shape, {"sizes": sizes, "num_warps": _NUM_WARPS, "num_stages": _NUM_STAGES}
+    grid = (division.programs * workspace.num_multiprocessors,)
+    options = {"sizes": sizes, "num_warps": division.num_warps, "num_stages": division.num_stages}
     requests = (query, query.stride(0), block_tables, block_tables.stride(0), resident_lengths, len(query))
     parts = (workspace.counters, workspace.log_sum_exp, workspace.output)
     factor, stride = scale * LOG2_E, output.stride(0)
-    _attend_kernel[grid](
-        *requests, factor, key_cache, log_sum_exp, value_cache, output, stride, *parts, **options,
-        **dependent_launch(query.device),
-    )  # fmt: skip
+    _attend_kernel[grid](*requests, factor, key_cache, log_sum_exp, value_cache, output, stride, *parts, **options)
     if observed is not None:
         _observe_kernel[grid](*requests, factor, key_cache, log_sum_exp, observed, **options)
     return output
 
 
-def _sizes(query: Tensor, key_cache: Tensor) -> _Sizes:
+def _division(heads_per_multiprocessor: float) -> _Division:
+    """About as many programs as KV heads of requests: most heads are one program's alone, and are not combined."""
+    if heads_per_multiprocessor < 1.5:
+        return _ONE
+    return _TWO if heads_per_multiprocessor < 3 else _FOUR
+
+
+def _sizes(query: Tensor, key_cache: Tensor, tile_bytes: int) -> _Sizes:
     num_kv_heads, block_size, head_dim = key_cache.shape[1:]
     group = query.shape[1] // num_kv_heads
     dim = max(16, triton.next_power_of_2(head_dim))
-    tile = min(128, _TILE_BYTES // (2 * dim * key_cache.itemsize))
+    tile = max(16, min(128, tile_bytes // (2 * dim * key_cache.itemsize)))
     rows, batch = max(16, triton.next_power_of_2(group)), max(64, triton.next_power_of_2(len(query)))
     return _Sizes(num_kv_heads, group, head_dim, block_size, tile, _SMALLEST_SHARE // tile, rows, dim, batch)
 
@@ -239,11 +259,9 @@ def _store_group(values, exponents, output, log_sum_exp, sizes: tl.constexpr):
 )
 def _attend_kernel(
     query, query_stride, block_tables, table_stride, resident_lengths, batch, factor, key_cache, log_sum_exp,
-    value_cache, output, output_stride, counters, part_log_sum_exp, part_output, sizes: tl.constexpr,
-    dependent: tl.constexpr
+    value_cache, output, output_stride, counters, part_log_sum_exp, part_output, sizes: tl.constexpr
 ):  # fmt: skip
     """One share of the tiles for each program: output, and log-sum-exp `[B, Hq]` to base 2."""
-    wait_for_predecessor(dependent)
     heads = tl.arange(0, sizes.rows)
     ends = _tile_ends(resident_lengths, batch, sizes)
     share, place, last_place = _own_share(ends, sizes)

@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zipage.kernels.dependent_launch import dependent_launch, wait_for_predecessor
-
 
 def rms_norm(inputs: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise every row.
@@ -81,7 +79,6 @@ def _launch(inputs: Tensor, addend: Tensor | None, weight: Tensor, eps: float) -
             block=block,
             add=addend is not None,
             num_warps=_num_warps(block),
-            **dependent_launch(inputs.device),
         )
     return output
 
@@ -103,9 +100,7 @@ def _rms_norm_kernel(
     size: tl.constexpr,
     block: tl.constexpr,
     add: tl.constexpr,
-    dependent: tl.constexpr,
 ):
-    wait_for_predecessor(dependent)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
     is_column = columns < size

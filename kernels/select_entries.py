@@ -1,10 +1,8 @@
 """Step 6 of the scoring: which entries survive, exactly and without a sort.
 
-A float32 score becomes an unsigned integer of the same order. The smallest one that survives, the threshold, is looked
-for between the smallest and the largest of the tier whose turn it is: by the Illinois rule (Dowell and Jarratt, "A
-modified regula falsi method for computing the root of an equation", 1971) on the number of entries that reach a
-candidate, and by halving if that takes long. Most searches end early, when exactly `keep` entries reach the candidate.
-Entries above their tier's turn count as the largest integer, those below as the smallest.
+A float32 score becomes an unsigned integer of the same order. The smallest one that survives, the threshold, is found
+bit by bit from the top: a bit stays set if at least `keep` entries reach what is set so far. Most searches end early,
+when exactly `keep` do. Entries above their tier's turn count as the largest integer, those below as the smallest.
 """
 
 # Kernels are written in Triton's language, which has no types for mypy.
@@ -18,8 +16,6 @@ from torch import Tensor
 # Entries whose keys one program keeps in registers during the search; of more it reads the scores again for every bit.
 _SMALLEST_TILE, _LARGEST_TILE = 512, 16384
 _ENTRIES_OF_WARP = 1024
-# Candidates by interpolation; as many as the halvings of all integers bound what follows.
-_INTERPOLATIONS: tl.constexpr = tl.constexpr(16)
 
 
 def select_entries(
@@ -101,19 +97,6 @@ def _count_reaching(candidate, scores, length, first_rest, pinned, last_rest, tu
     return count
 
 
-@triton.jit
-def _range_of_turn(keys, first, length, first_rest, pinned, last_rest, turn, tile: tl.constexpr):
-    """The smallest and the largest key `[]` int64 of a tile's entries in the tier whose turn it is."""
-    entries = first + tl.arange(0, tile)
-    tier = tl.where((entries < first_rest) | (entries >= last_rest), 2, tl.where(entries < pinned, 1, 0))
-    counts = (entries < length) & (tier == turn)
-    # Signed integers of the same order, which have a minimum and a maximum.
-    ordered = (keys ^ 0x80000000).to(tl.int32, bitcast=True)
-    smallest = tl.min(tl.where(counts, ordered, 2147483647)).to(tl.int64)
-    largest = tl.max(tl.where(counts, ordered, -2147483648)).to(tl.int64)
-    return smallest + 2147483648, largest + 2147483648
-
-
 # Whether `max_entries` is a multiple of 16 makes two kernels: where it is, a thread holds neighbours, and the scan is
 # short.
 @triton.jit(
@@ -140,45 +123,20 @@ def _select_entries_kernel(
     turn = tl.where(wanted <= always_kept, 2, tl.where(wanted <= always_kept + pinned - first_rest, 1, 0))
     if is_one_tile:
         keys = _load_keys(scores, 0, length, first_rest, pinned, last_rest, turn, tile)
-        low, high = _range_of_turn(keys, 0, length, first_rest, pinned, last_rest, turn, tile)
-    else:
-        low, high = tl.full((), 0xFFFFFFFF, tl.int64), tl.full((), 0, tl.int64)
-        for first in range(0, length, tile):
-            keys = _load_keys(scores, first, length, first_rest, pinned, last_rest, turn, tile)
-            smallest, largest = _range_of_turn(keys, first, length, first_rest, pinned, last_rest, turn, tile)
-            low, high = tl.minimum(low, smallest), tl.maximum(high, largest)
-    high += 1
-    # At least `wanted` entries reach `low`, fewer reach `high`: here those of this turn and before, and of before.
-    before_turn = tl.where(turn == 2, 0, tl.where(turn == 1, always_kept, always_kept + pinned - first_rest))
-    reaching = tl.where(turn == 2, always_kept, tl.where(turn == 1, always_kept + pinned - first_rest, length))
-    surplus_at_low = (reaching - wanted).to(tl.float32)
-    surplus_at_high = (before_turn - wanted).to(tl.float32)
-    # Which end moved last: 1 is `low`.
-    moved = 0
-    rounds = 0
-    while (high - low > 1) & (reaching != wanted):
-        share = tl.where(rounds < _INTERPOLATIONS, surplus_at_low / (surplus_at_low - surplus_at_high), 0.5)
-        candidate = low + ((high - low).to(tl.float32) * share).to(tl.int64)
-        candidate = tl.minimum(tl.maximum(candidate, low + 1), high - 1)
+    threshold = tl.full((), 0, tl.uint32)
+    bit = tl.full((), 0x80000000, tl.uint32)
+    reaching = length
+    while (bit != 0) & (reaching != wanted):
+        candidate = threshold | bit
         if is_one_tile:
-            count = tl.sum((keys >= candidate.to(tl.uint32)).to(tl.int32))
+            count = tl.sum((keys >= candidate).to(tl.int32))
         else:
-            count = _count_reaching(candidate.to(tl.uint32), scores, length, first_rest, pinned, last_rest, turn, tile)
-        surplus = (count - wanted).to(tl.float32)
-        raises_low = count >= wanted
-        # The end that stays a second time counts half, so that the next candidate comes nearer to it.
-        halved_at_low = tl.where(moved == -1, surplus_at_low * 0.5, surplus_at_low)
-        halved_at_high = tl.where(moved == 1, surplus_at_high * 0.5, surplus_at_high)
-        surplus_at_low = tl.where(raises_low, surplus, halved_at_low)
-        surplus_at_high = tl.where(raises_low, halved_at_high, surplus)
-        low = tl.where(raises_low, candidate, low)
-        high = tl.where(raises_low, high, candidate)
-        reaching = tl.where(raises_low, count, reaching)
-        moved = tl.where(raises_low, 1, -1)
-        rounds += 1
-    threshold = low.to(tl.uint32)
+            count = _count_reaching(candidate, scores, length, first_rest, pinned, last_rest, turn, tile)
+        threshold = tl.where(count >= wanted, candidate, threshold)
+        reaching = tl.where(count >= wanted, count, reaching)
+        bit = bit >> 1
     # So many entries exactly at the threshold do not survive: the oldest.
-    num_dropped = reaching - wanted
+    surplus = reaching - wanted
     above_before = 0
     equal_before = 0
     for first in range(0, length, tile):
@@ -191,8 +149,8 @@ def _select_entries_kernel(
         flags = above.to(tl.int32) + (equal.to(tl.int32) << 16)
         before = tl.cumsum(flags, 0) - flags
         num_equal = equal_before + (before >> 16)
-        survives = above | (equal & (num_equal >= num_dropped))
-        place = above_before + (before & 0xFFFF) + tl.maximum(num_equal - num_dropped, 0)
+        survives = above | (equal & (num_equal >= surplus))
+        place = above_before + (before & 0xFFFF) + tl.maximum(num_equal - surplus, 0)
         tl.store(kept + row * max_kept + place, entries, mask=survives)
         total = tl.sum(flags)
         above_before += total & 0xFFFF

@@ -8,8 +8,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zipage.kernels.dependent_launch import dependent_launch, wait_for_predecessor
-
 _BLOCK = 1024
 
 
@@ -35,16 +33,12 @@ def silu_multiply(gate_up: Tensor) -> Tensor:
     if output.numel():
         # 1024 elements are 8 for each thread of 4 warps: one access of 16 bytes in bf16, of each half.
         grid = (num_rows, triton.cdiv(size, _BLOCK))
-        options = {"num_warps": 4, **dependent_launch(gate_up.device)}
-        _silu_multiply_kernel[grid](gate_up, output, gate_up.stride(0), size=size, block=_BLOCK, **options)
+        _silu_multiply_kernel[grid](gate_up, output, gate_up.stride(0), size=size, block=_BLOCK, num_warps=4)
     return output
 
 
 @triton.jit
-def _silu_multiply_kernel(
-    gate_up, output, stride, size: tl.constexpr, block: tl.constexpr, dependent: tl.constexpr
-):  # fmt: skip
-    wait_for_predecessor(dependent)
+def _silu_multiply_kernel(gate_up, output, stride, size: tl.constexpr, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * block + tl.arange(0, block)
     is_column = columns < size

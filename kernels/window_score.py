@@ -2,9 +2,6 @@
 
 Two passes over the keys, read from their pages. The first leaves one log-sum-exp per query, head and chunk of entries;
 the second turns logits into probabilities at once and reduces them over heads and queries before anything is written.
-
-One launch does both: a head's second pass comes some heads after its first, so that it finds the keys in the cache, and
-the programs of the first have ended, or at least begun, as programs begin in the order of their numbers.
 """
 
 # Kernels are written in Triton's language, which has no types for mypy.
@@ -26,13 +23,8 @@ _SMALLEST_CHUNK = 512
 _LARGEST_GROUP = 64
 # Entries whose keys are used at once, numbers in them at most, and tiles of them on their way or in use.
 _TILE, _TILE_NUMBERS, _NUM_STAGES = 128, 16384, 3
-# Bytes of keys between the two passes of a head: more than the programs at work read, less than the cache holds.
-_LAG_BYTES = 24 << 20
 # Arguments whose values must not make new kernels.
-_NUMBERS = [
-    "num_buffers", "window", "max_queries", "num_layers", "num_blocks", "max_blocks", "num_chunks", "max_entries",
-    "num_heads", "lag"
-]  # fmt: skip
+_NUMBERS = ["num_buffers", "window", "max_queries", "num_layers", "num_blocks", "max_blocks", "num_chunks"]
 _REQUESTS = ["query_buffers", "query_rows", "query_indices", "num_queries", "block_tables", "num_entries"]
 
 
@@ -50,6 +42,7 @@ class _Sizes:
     max_chunks: int
     tile: int
     query_tile: int
+    num_warps: int
 
 
 def window_score(
@@ -94,23 +87,22 @@ def window_score(
     num_layers, num_buffers, window = queries.shape[:3]
     num_requests, max_queries = query_rows.shape
     num_kv_heads, max_entries = score.shape[2:]
-    first_pass, second_pass, num_warps = _sizes(queries, key_cache, max_entries, max_queries)
+    first_pass, second_pass = _sizes(queries, key_cache, max_entries, max_queries)
     num_chunks = triton.cdiv(max_entries, first_pass.chunk)
-    num_heads = num_requests * num_layers * num_kv_heads
-    partial = torch.empty(
-        (num_heads, num_chunks, max_queries, first_pass.group), dtype=torch.float32, device=score.device
-    )
-    num_finished = torch.zeros(num_heads, dtype=torch.int32, device=score.device)
+    shape = (num_requests, num_layers, num_kv_heads, num_chunks, max_queries, first_pass.group)
+    partial = torch.empty(shape, dtype=torch.float32, device=score.device)
     recorded = (queries, num_buffers, window, query_buffers, query_rows, query_indices, num_queries, max_queries)
     entries = (key_cache, num_layers, key_cache.shape[1], block_tables, block_tables.shape[1], num_entries)
     inputs = (*recorded, *entries, partial, num_chunks, scale * math.log2(math.e))
     outputs = (scores, num_survivors, decay, score, max_entries)
-    lag = min(triton.cdiv(_LAG_BYTES, max_entries * first_pass.head_dim * key_cache.element_size()), num_heads)
-    programs_of_head = num_chunks * (triton.cdiv(max_queries, first_pass.query_tile) + 1)
-    _window_score_kernel[(programs_of_head * (num_heads + lag),)](
-        *inputs, *outputs, num_finished, num_heads, lag, first_pass, second_pass,
-        num_warps=num_warps, num_stages=_NUM_STAGES,
-    )  # fmt: skip
+    query_tiles = triton.cdiv(max_queries, first_pass.query_tile)
+    grid = (num_chunks * query_tiles, num_kv_heads, num_requests * num_layers)
+    _log_sum_exp_kernel[grid](*inputs, first_pass, num_warps=first_pass.num_warps, num_stages=_NUM_STAGES)
+    grid = (num_chunks, num_kv_heads, num_requests * num_layers)
+    for first_query in range(0, max_queries, second_pass.query_tile):
+        _score_kernel[grid](
+            *inputs, *outputs, first_query, second_pass, num_warps=second_pass.num_warps, num_stages=_NUM_STAGES
+        )
 
 
 def _check(
@@ -151,8 +143,8 @@ def _check(
         )
 
 
-def _sizes(queries: Tensor, key_cache: Tensor, max_entries: int, max_queries: int) -> tuple[_Sizes, _Sizes, int]:
-    """The sizes of the two passes, whose products have a row per query and head, and the warps of their programs.
+def _sizes(queries: Tensor, key_cache: Tensor, max_entries: int, max_queries: int) -> tuple[_Sizes, _Sizes]:
+    """The sizes of the two passes, whose products have a row per query and head.
 
     16 rows of the first pass belong to one warp, and 64 are the least that the matrix unit takes at once; the second
     has its rows along the other side, where 16 are enough. Products of float32 are computed without the matrix unit,
@@ -165,10 +157,10 @@ def _sizes(queries: Tensor, key_cache: Tensor, max_entries: int, max_queries: in
     if key_cache.element_size() == 2:
         tile = min(_TILE, _TILE_NUMBERS // dim, _SMALLEST_CHUNK)
         first_rows, second_rows = min(max(rows, 64), 128), min(rows, 128)
-        num_warps = max(first_rows // 16, 4 if second_rows <= 64 else 8)
+        first_warps, second_warps = first_rows // 16, 4 if second_rows <= 64 else 8
     else:
         tile, first_rows, second_rows = 32, max(32, group_tile), max(min(rows, 32), group_tile)
-        num_warps = 8
+        first_warps, second_warps = 4, 8
     first = _Sizes(
         num_kv_heads=num_kv_heads,
         group=group,
@@ -180,8 +172,9 @@ def _sizes(queries: Tensor, key_cache: Tensor, max_entries: int, max_queries: in
         max_chunks=_MAX_CHUNKS,
         tile=tile,
         query_tile=first_rows // group_tile,
+        num_warps=first_warps,
     )
-    return first, replace(first, query_tile=second_rows // group_tile), num_warps
+    return first, replace(first, query_tile=second_rows // group_tile, num_warps=second_warps)
 
 
 @triton.jit
@@ -206,125 +199,97 @@ def _load_queries(
 
 
 @triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_REQUESTS)
-def _window_score_kernel(
+def _log_sum_exp_kernel(
     queries, num_buffers, window, query_buffers, query_rows, query_indices, num_queries, max_queries, key_cache,
-    num_layers, num_blocks, block_tables, max_blocks, num_entries, partial, num_chunks, factor, scores, num_survivors,
-    decay, score, max_entries, num_finished, num_heads, lag, first_pass: tl.constexpr, second_pass: tl.constexpr
-):  # fmt: skip
-    """The first pass over one chunk of a head for some queries, or the second over one of the head `lag` before it."""
-    num_first = num_chunks * tl.cdiv(max_queries, first_pass.query_tile)
-    step = tl.program_id(0) // (num_first + num_chunks)
-    place = tl.program_id(0) % (num_first + num_chunks)
-    if place < num_first:
-        if step < num_heads:
-            _log_sum_exp_of_chunk(
-                queries, num_buffers, window, query_buffers, query_rows, query_indices, num_queries, max_queries,
-                key_cache, num_layers, num_blocks, block_tables, max_blocks, num_entries, partial, num_chunks, factor,
-                step, place, first_pass
-            )  # fmt: skip
-            # What is counted has been written.
-            tl.debug_barrier()
-            tl.atomic_add(num_finished + step, 1, sem="release")
-    elif step >= lag:
-        finished = tl.atomic_add(num_finished + step - lag, 0, sem="acquire")
-        while finished < num_first:
-            finished = tl.atomic_add(num_finished + step - lag, 0, sem="acquire")
-        _score_chunk(
-            queries, num_buffers, window, query_buffers, query_rows, query_indices, num_queries, max_queries, key_cache,
-            num_layers, num_blocks, block_tables, max_blocks, num_entries, partial, num_chunks, factor, scores,
-            num_survivors, decay, score, max_entries, step - lag, place - num_first, second_pass
-        )  # fmt: skip
-
-
-@triton.jit
-def _log_sum_exp_of_chunk(
-    queries, num_buffers, window, query_buffers, query_rows, query_indices, num_queries, max_queries, key_cache,
-    num_layers, num_blocks, block_tables, max_blocks, num_entries, partial, num_chunks, factor, head, place,
-    sizes: tl.constexpr
+    num_layers, num_blocks, block_tables, max_blocks, num_entries, partial, num_chunks, factor, sizes: tl.constexpr
 ):  # fmt: skip
     """Base 2 log-sum-exp over one chunk of entries, for a tile of queries and the heads of one KV head."""
-    chunk, first_query = place % num_chunks, place // num_chunks * sizes.query_tile
-    kv_head, request_layer = head % sizes.num_kv_heads, head // sizes.num_kv_heads
-    request, layer = request_layer // num_layers, request_layer % num_layers
+    query_tiles = tl.cdiv(max_queries, sizes.query_tile)
+    chunk = tl.program_id(0) // query_tiles
+    first_query = tl.program_id(0) % query_tiles * sizes.query_tile
+    kv_head = tl.program_id(1)
+    request, layer = tl.program_id(2) // num_layers, tl.program_id(2) % num_layers
     length = tl.load(num_entries + request).to(tl.int32)
-    if chunk * sizes.chunk < length:
-        query, index, row, valid = _load_queries(
-            queries, num_buffers, window, query_buffers, query_rows, query_indices, num_queries, max_queries, request,
-            layer, kv_head, first_query, sizes
-        )  # fmt: skip
-        table = block_tables + request.to(tl.int64) * max_blocks
-        keys_of_layer = key_cache + layer.to(tl.int64) * num_blocks * (
-            sizes.num_kv_heads * sizes.block_size * sizes.head_dim
-        )
-        # Finite, so that rows which have seen nothing yet subtract a number from minus infinity.
-        largest = tl.full((sizes.group_tile * sizes.query_tile,), -1e30, tl.float32)
-        total = tl.full((sizes.group_tile * sizes.query_tile,), 0.0, tl.float32)
-        blocks = tile_blocks(table, chunk * sizes.chunk, length, sizes)
-        for first in range(chunk * sizes.chunk, tl.minimum(chunk * sizes.chunk + sizes.chunk, length), sizes.tile):
-            entries = first + tl.arange(0, sizes.tile)
-            rows = cache_rows(blocks, first, kv_head, sizes)
-            # One tile ahead: keys that the compiler loads early must not wait for the number of their block.
-            blocks = tile_blocks(table, first + sizes.tile, length, sizes)
-            keys = load_rows(keys_of_layer, rows, entries < length, sizes)
-            logits = tl.dot(query, tl.trans(keys), input_precision="ieee") * factor
-            logits = tl.where(entries[None, :] <= index[:, None], logits, float("-inf"))
-            new_largest = tl.maximum(largest, tl.max(logits, axis=1))
-            total = total * tl.exp2(largest - new_largest) + tl.sum(tl.exp2(logits - new_largest[:, None]), axis=1)
-            largest = new_largest
-        log_sum = tl.where(total > 0, largest + tl.log2(tl.maximum(total, 1.0)), float("-inf"))
-        head_chunk = head.to(tl.int64) * num_chunks + chunk
-        tl.store(partial + head_chunk * max_queries * sizes.group + row, log_sum, mask=valid)
+    if chunk * sizes.chunk >= length:
+        return
+    query, index, place, valid = _load_queries(
+        queries, num_buffers, window, query_buffers, query_rows, query_indices, num_queries, max_queries, request,
+        layer, kv_head, first_query, sizes
+    )  # fmt: skip
+    table = block_tables + request.to(tl.int64) * max_blocks
+    keys_of_layer = key_cache + layer.to(tl.int64) * num_blocks * (
+        sizes.num_kv_heads * sizes.block_size * sizes.head_dim
+    )
+    # Finite, so that rows which have seen nothing yet subtract a number from minus infinity.
+    largest = tl.full((sizes.group_tile * sizes.query_tile,), -1e30, tl.float32)
+    total = tl.full((sizes.group_tile * sizes.query_tile,), 0.0, tl.float32)
+    blocks = tile_blocks(table, chunk * sizes.chunk, length, sizes)
+    for first in range(chunk * sizes.chunk, tl.minimum(chunk * sizes.chunk + sizes.chunk, length), sizes.tile):
+        entries = first + tl.arange(0, sizes.tile)
+        rows = cache_rows(blocks, first, kv_head, sizes)
+        # One tile ahead: keys that the compiler loads early must not wait for the number of their block.
+        blocks = tile_blocks(table, first + sizes.tile, length, sizes)
+        keys = load_rows(keys_of_layer, rows, entries < length, sizes)
+        logits = tl.dot(query, tl.trans(keys), input_precision="ieee") * factor
+        logits = tl.where(entries[None, :] <= index[:, None], logits, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(logits, axis=1))
+        total = total * tl.exp2(largest - new_largest) + tl.sum(tl.exp2(logits - new_largest[:, None]), axis=1)
+        largest = new_largest
+    log_sum = tl.where(total > 0, largest + tl.log2(tl.maximum(total, 1.0)), float("-inf"))
+    head_chunk = (tl.program_id(2).to(tl.int64) * sizes.num_kv_heads + kv_head) * num_chunks + chunk
+    tl.store(partial + head_chunk * max_queries * sizes.group + place, log_sum, mask=valid)
 
 
-@triton.jit
-def _score_chunk(
+@triton.jit(do_not_specialize=[*_NUMBERS, "first_query", "max_entries"], do_not_specialize_on_alignment=_REQUESTS)
+def _score_kernel(
     queries, num_buffers, window, query_buffers, query_rows, query_indices, num_queries, max_queries, key_cache,
     num_layers, num_blocks, block_tables, max_blocks, num_entries, partial, num_chunks, factor, scores, num_survivors,
-    decay, score, max_entries, head, chunk, sizes: tl.constexpr
+    decay, score, max_entries, first_query, sizes: tl.constexpr
 ):  # fmt: skip
-    """Scores of one chunk of entries of one KV head, one tile of queries after another."""
-    kv_head, request_layer = head % sizes.num_kv_heads, head // sizes.num_kv_heads
+    """Score of one chunk of entries of one KV head, after adding what a tile of queries gives them."""
+    # Backwards: what the first pass read last is still in the L2 cache.
+    chunk = tl.num_programs(0) - 1 - tl.program_id(0)
+    kv_head = tl.num_programs(1) - 1 - tl.program_id(1)
+    request_layer = tl.num_programs(2) - 1 - tl.program_id(2)
     request, layer = request_layer // num_layers, request_layer % num_layers
     length = tl.load(num_entries + request).to(tl.int32)
-    count = tl.where(chunk * sizes.chunk < length, tl.load(num_queries + request).to(tl.int32), 0)
+    count = tl.load(num_queries + request).to(tl.int32)
+    if (chunk * sizes.chunk >= length) | (first_query >= count):
+        return
     survivors = tl.load(num_survivors + request).to(tl.int32)
+    query, index, place, valid = _load_queries(
+        queries, num_buffers, window, query_buffers, query_rows, query_indices, num_queries, max_queries, request,
+        layer, kv_head, first_query, sizes
+    )  # fmt: skip
     table = block_tables + request.to(tl.int64) * max_blocks
     rows_of_layer = layer.to(tl.int64) * num_blocks * (sizes.num_kv_heads * sizes.block_size)
+    head_row = request_layer.to(tl.int64) * sizes.num_kv_heads + kv_head
     chunks = tl.arange(0, sizes.max_chunks)
-    for first_query in range(0, count, sizes.query_tile):
-        query, index, row, valid = _load_queries(
-            queries, num_buffers, window, query_buffers, query_rows, query_indices, num_queries, max_queries, request,
-            layer, kv_head, first_query, sizes
-        )  # fmt: skip
-        parts = tl.load(
-            partial + (head.to(tl.int64) * num_chunks + chunks)[:, None] * max_queries * sizes.group + row[None, :],
-            mask=(chunks * sizes.chunk < length)[:, None] & valid[None, :],
-            other=float("-inf"),
-            # From beyond the first-level cache, which does not see what other multiprocessors write.
-            cache_modifier=".cg",
-        )
-        # Every query sees entry 0, so only rows without a query have no largest; they see nothing below.
-        largest = tl.where(valid, tl.max(parts, axis=0), 0.0)
-        log_sum = largest + tl.log2(tl.maximum(tl.sum(tl.exp2(parts - largest[None, :]), axis=0), 1.0))
-        is_last = first_query + sizes.query_tile >= count
-        blocks = tile_blocks(table, chunk * sizes.chunk, length, sizes)
-        for first in range(chunk * sizes.chunk, tl.minimum(chunk * sizes.chunk + sizes.chunk, length), sizes.tile):
-            entries = first + tl.arange(0, sizes.tile)
-            inside = entries < length
-            rows = rows_of_layer + cache_rows(blocks, first, kv_head, sizes)
-            blocks = tile_blocks(table, first + sizes.tile, length, sizes)
-            keys = load_rows(key_cache, rows, inside, sizes)
-            old = tl.load(scores + rows, mask=is_last & (entries < survivors), other=0.0)
-            places = score + head.to(tl.int64) * max_entries + entries
-            earlier = tl.load(places, mask=inside & (first_query > 0), other=0.0)
-            logits = tl.dot(keys, tl.trans(query), input_precision="ieee") * factor
-            visible = entries[:, None] <= index[None, :]
-            weights = tl.exp2(tl.where(visible, logits - log_sum[None, :], float("-inf")))
-            # Head by head along the columns, so that the largest of a group is taken within a thread.
-            strongest = tl.max(tl.reshape(weights, (sizes.tile, sizes.group_tile, sizes.query_tile)), axis=1)
-            total = earlier + tl.sum(strongest, axis=1)
-            mean = total / count
-            final = tl.where(entries < survivors, tl.maximum(mean, decay * old), mean)
-            tl.store(places, tl.where(is_last, final, total), mask=inside)
-        # The totals that the next queries add to may be read by other threads.
-        tl.debug_barrier()
+    parts = tl.load(
+        partial + (head_row * num_chunks + chunks)[:, None] * max_queries * sizes.group + place[None, :],
+        mask=(chunks * sizes.chunk < length)[:, None] & valid[None, :],
+        other=float("-inf"),
+    )
+    # Every query sees entry 0, so only rows without a query have no largest; they see nothing below.
+    largest = tl.where(valid, tl.max(parts, axis=0), 0.0)
+    log_sum = largest + tl.log2(tl.maximum(tl.sum(tl.exp2(parts - largest[None, :]), axis=0), 1.0))
+    is_last = first_query + sizes.query_tile >= count
+    blocks = tile_blocks(table, chunk * sizes.chunk, length, sizes)
+    for first in range(chunk * sizes.chunk, tl.minimum(chunk * sizes.chunk + sizes.chunk, length), sizes.tile):
+        entries = first + tl.arange(0, sizes.tile)
+        inside = entries < length
+        rows = rows_of_layer + cache_rows(blocks, first, kv_head, sizes)
+        blocks = tile_blocks(table, first + sizes.tile, length, sizes)
+        keys = load_rows(key_cache, rows, inside, sizes)
+        old = tl.load(scores + rows, mask=is_last & (entries < survivors), other=0.0)
+        places = score + head_row * max_entries + entries
+        earlier = tl.load(places, mask=inside & (first_query > 0), other=0.0)
+        logits = tl.dot(keys, tl.trans(query), input_precision="ieee") * factor
+        visible = entries[:, None] <= index[None, :]
+        weights = tl.exp2(tl.where(visible, logits - log_sum[None, :], float("-inf")))
+        # Head by head along the columns, so that the largest of a group is taken within a thread.
+        strongest = tl.max(tl.reshape(weights, (sizes.tile, sizes.group_tile, sizes.query_tile)), axis=1)
+        total = earlier + tl.sum(strongest, axis=1)
+        mean = total / count
+        final = tl.where(entries < survivors, tl.maximum(mean, decay * old), mean)
+        tl.store(places, tl.where(is_last, final, total), mask=inside)

@@ -13,8 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zipage.kernels.dependent_launch import dependent_launch, wait_for_predecessor
-
 _INTEGERS = (torch.int32, torch.int64)
 # Heads that one program writes: with d = 128, one access of 16 bytes for each thread and half of a head in bf16.
 _ROWS = 16
@@ -94,7 +92,6 @@ def write_kv(
         _write_kernel[(triton.cdiv(num_vectors, _ROWS),)](
             qkv, qkv.stride(0), slot_mapping, positions, rotary_table, norm_weight, norm_eps,
             query, key_cache, value_cache, observed, query_slots, query_rows, num_vectors, sizes, num_warps=4,
-            **dependent_launch(qkv.device),
         )  # fmt: skip
     return query
 
@@ -218,11 +215,9 @@ def _store_halves(pointer, rows, first, second, mask, sizes: tl.constexpr):
 )
 def _write_kernel(
     qkv, token_stride, slot_mapping, positions, rotary_table, norm_weight, norm_eps,
-    query, key_cache, value_cache, observed, query_slots, query_rows, num_vectors, sizes: tl.constexpr,
-    dependent: tl.constexpr,
+    query, key_cache, value_cache, observed, query_slots, query_rows, num_vectors, sizes: tl.constexpr
 ):  # fmt: skip
     """`rows` heads of any tokens for each program."""
-    wait_for_predecessor(dependent)
     vectors = tl.program_id(0).to(tl.int64) * sizes.rows + tl.arange(0, sizes.rows)
     exists = vectors < num_vectors
     tokens = vectors // (sizes.num_heads + 2 * sizes.num_kv_heads)

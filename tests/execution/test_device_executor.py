@@ -38,7 +38,7 @@ def engines(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         plain = InProcessEngine.create(checkpoint, config, pool_bytes)
         on_kernels = InProcessEngine.create(checkpoint, config, pool_bytes)
         with monkeypatch.context() as patch:
-            patch.setattr("zipage.models.decoder.operations_for", lambda device: kernel_operations())
+            patch.setattr("zipage.models.decoder.operations_for", kernel_operations)
             decoder = load_decoder(checkpoint, load_model_config(checkpoint), torch.float32, DEVICE)
         # The engine follows survivors on the CPU.
         monkeypatch.setattr("in_process_engine.run_job", run_job_for_the_cpu)

@@ -12,11 +12,13 @@ LOW_PRECISION = torch.bfloat16 if torch.cuda.is_available() else torch.float16
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
-def workspace_of(query, num_kv_heads, num_programs) -> DecodeWorkspace:
-    """A workspace for a number of programs that does not depend on the device; what is written first is poisoned."""
+def workspace_of(query, num_kv_heads, num_multiprocessors) -> DecodeWorkspace:
+    """A workspace for a device of some multiprocessors; what is written first is poisoned."""
     _, num_heads, head_dim = query.shape
+    num_programs = 4 * num_multiprocessors
     parts = (num_programs, 2, num_heads // num_kv_heads)
     return DecodeWorkspace(
+        num_multiprocessors,
         counters=torch.zeros(num_programs, dtype=torch.int32, device=query.device),
         log_sum_exp=torch.full(parts, torch.nan, device=query.device),
         output=torch.full((*parts, head_dim), torch.nan, device=query.device),
@@ -57,11 +59,11 @@ def test_equals_the_reference(group, block_size, head_dim, dtype, device, paged_
 
 
 @pytest.mark.parametrize("lengths", [[1300], [520, 290, 1], [257, 0, 256, 255]])
-@pytest.mark.parametrize("num_programs", [1, 3, 40])
-def test_any_split_of_the_entries_combines_to_the_same(lengths, num_programs, device, paged_cache):
+@pytest.mark.parametrize("num_multiprocessors", [1, 2, 3, 40])
+def test_any_split_of_the_entries_combines_to_the_same(lengths, num_multiprocessors, device, paged_cache):
     cache = paged_cache(lengths, 2, 16, 32)
     query = torch.randn(len(lengths), 6, 32, device=device)
-    workspace = workspace_of(query, 2, num_programs)
+    workspace = workspace_of(query, 2, num_multiprocessors)
     inputs = (query, cache.key, cache.value, cache.tables, cache.lengths, SCALE, workspace)
     output = paged_decode_attention(*inputs)
     torch.testing.assert_close(output, expected_output(query, cache), atol=2e-5, rtol=2e-5)

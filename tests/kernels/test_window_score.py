@@ -138,10 +138,9 @@ def test_window_score_equals_the_reference(device, heads, head_dim, block_size, 
 
 
 @pytest.mark.parametrize(("group", "dtype"), [(8, torch.float32), (16, LOW_PRECISION)])
-@pytest.mark.parametrize(("max_chunks", "lag_bytes"), [(2, 1), (32, 1 << 20)])
-def test_chunks_of_entries_and_tiles_of_queries_add_up(device, group, dtype, max_chunks, lag_bytes, monkeypatch):
-    """More queries than one product takes, over requests of one, two and many chunks, the second pass soon or late."""
-    monkeypatch.setattr(window_score, "_LAG_BYTES", lag_bytes)
+@pytest.mark.parametrize("max_chunks", [2, 32])
+def test_chunks_of_entries_and_tiles_of_queries_add_up(device, group, dtype, max_chunks, monkeypatch):
+    """More queries than one product takes, over requests of one, two and many chunks."""
     monkeypatch.setattr(window_score, "_SMALLEST_CHUNK", 64)
     monkeypatch.setattr(window_score, "_MAX_CHUNKS", max_chunks)
     batch = make_batch(device, [140, 64, 65], [12, 9, 2], heads=(group, 1), dtype=dtype)

@@ -2,6 +2,7 @@
 
 from zipage.config import EngineConfig
 from zipage.execution.device_executor import DeviceExecutor
+from zipage.kernels.small_product import MOST_TOKENS
 from zipage.messages import Admission, RecordingUpdate, RowWork, Step
 from zipage.sampling_params import SamplingParams
 
@@ -17,8 +18,10 @@ def warm_up(executor: DeviceExecutor, config: EngineConfig, max_model_len: int) 
     longest = min(config.max_num_batched_tokens, max_model_len - 1, geometry.num_blocks * geometry.block_size)
     blocks = list(range(-(-longest // geometry.block_size)))
     rows = range(min(2, config.max_num_seqs))
-    # One long prompt, several short ones, and prompts of one token, which decode like the rows of a graph.
-    for lengths in ([longest], [min(_SHORT_PROMPT, longest)] * len(rows), [1] * len(rows)):
+    # One long prompt, one of as many tokens as a product of few rows may have, several short ones, and prompts of one
+    # token, which decode like the rows of a graph.
+    few, short = min(MOST_TOKENS, longest), min(_SHORT_PROMPT, longest)
+    for lengths in ([longest], [few], [short] * len(rows), [1] * len(rows)):
         for params in _kinds_of_sampling():
             executor.execute(_step(lengths, blocks, params, records=geometry.window > 0))
             executor.execute(Step(0, list(range(len(lengths))), [], [], [], []))

@@ -34,19 +34,34 @@ class Projection(torch.nn.Module):
     """A matrix product, with a bias where the model has one: weight [out, in], bias [out]."""
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device: torch.device
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        operations: Operations,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         super().__init__()
+        self.operations = operations
         self.weight = empty_parameter((out_features, in_features), dtype, device)
         self.bias = empty_parameter((out_features,), dtype, device) if bias else None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[T, in] -> [T, out]."""
-        return F.linear(inputs, self.weight, self.bias)
+        if self.bias is not None:
+            return F.linear(inputs, self.weight, self.bias)
+        return self.operations.product(inputs, self.weight)
+
+    def gated(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[T, in] -> [T, out / 2]: `silu(gate) * up` of the product, whose first half is gate."""
+        if self.bias is not None:
+            return self.operations.silu_multiply(self(inputs))
+        return self.operations.gated_product(inputs, self.weight)
 
     def add_to(self, residual: torch.Tensor, inputs: torch.Tensor) -> None:
         """Add the product of `inputs` [T, in] to `residual` [T, out] in place."""
-        residual.addmm_(inputs, self.weight.t())
+        self.operations.add_product(residual, inputs, self.weight)
         if self.bias is not None:
             residual.add_(self.bias)
 
@@ -105,13 +120,14 @@ class RotaryAttention:
 class Attention(torch.nn.Module):
     """Self-attention around a `ProjectedAttention`. Rows of `qkv` are the query, key and value projections in turn."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, operations: Operations, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         num_rotated = config.num_query_heads + config.num_kv_heads
         self.qkv = Projection(
             config.hidden_size,
             (num_rotated + config.num_kv_heads) * config.head_dim,
             config.attention_bias,
+            operations,
             dtype,
             device,
         )
@@ -119,7 +135,12 @@ class Attention(torch.nn.Module):
             HeadNorm(num_rotated, config.head_dim, config.rms_norm_eps, dtype, device) if config.qk_norm else None
         )
         self.output = Projection(
-            config.num_query_heads * config.head_dim, config.hidden_size, config.attention_output_bias, dtype, device
+            config.num_query_heads * config.head_dim,
+            config.hidden_size,
+            config.attention_output_bias,
+            operations,
+            dtype,
+            device,
         )
 
     def forward(self, layer: int, residual: torch.Tensor, inputs: torch.Tensor, attention: ProjectedAttention) -> None:
@@ -132,13 +153,13 @@ class FeedForward(torch.nn.Module):
 
     def __init__(self, config: ModelConfig, operations: Operations, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.operations = operations
-        self.gate_up = Projection(config.hidden_size, 2 * config.intermediate_size, config.mlp_bias, dtype, device)
-        self.down = Projection(config.intermediate_size, config.hidden_size, config.mlp_bias, dtype, device)
+        hidden, intermediate, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_up = Projection(hidden, 2 * intermediate, bias, operations, dtype, device)
+        self.down = Projection(intermediate, hidden, bias, operations, dtype, device)
 
     def forward(self, residual: torch.Tensor, inputs: torch.Tensor) -> None:
         """Add the output for `inputs` [T, hidden] to `residual` [T, hidden]."""
-        self.down.add_to(residual, self.operations.silu_multiply(self.gate_up(inputs)))
+        self.down.add_to(residual, self.gate_up.gated(inputs))
 
 
 class DecoderLayer(torch.nn.Module):
@@ -147,7 +168,7 @@ class DecoderLayer(torch.nn.Module):
     def __init__(self, config: ModelConfig, operations: Operations, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations, dtype, device)
-        self.attention = Attention(config, dtype, device)
+        self.attention = Attention(config, operations, dtype, device)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, operations, dtype, device)
         self.feed_forward = FeedForward(config, operations, dtype, device)
 

@@ -1,0 +1,132 @@
+"""Products of few rows against the formulas in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from zipage.kernels.small_product import (
+    add_small_product,
+    gated_small_product,
+    is_small_product,
+    product_counters,
+    small_product,
+)
+
+# Triton's interpreter multiplies the bit patterns of bfloat16.
+DTYPES = [torch.float16, torch.bfloat16] if torch.cuda.is_available() else [torch.float16]
+# The relative distance to the next number of the dtype, of sums whose terms are of the size of the result.
+TOLERANCES = {torch.bfloat16: 2**-7, torch.float16: 2**-10}
+# One program for each tile, four of two steps, two of three steps, three for a single tile.
+SHAPES = [(4096, 128), (64, 1024), (2048, 384), (32, 384)]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """Fresh memory holds NaN."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
+
+
+def numbers(rows: int, columns: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> torch.Tensor:
+    """Random rows between columns of NaN."""
+    values = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    padded = torch.full((rows, columns + 32), float("nan"), dtype=dtype, device=device)
+    padded[:, 16:-16] = values.to(device, dtype)
+    return padded[:, 16:-16]
+
+
+def weights(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return (numbers(rows, columns, torch.float32, device, seed=1) * columns**-0.5).to(dtype).contiguous()
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    tolerance = TOLERANCES[actual.dtype]
+    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("num_outputs", "columns"), SHAPES)
+@pytest.mark.parametrize("num_tokens", [1, 64, 65])
+def test_product(num_tokens, num_outputs, columns, dtype, device):
+    inputs, weight = numbers(num_tokens, columns, dtype, device), weights(num_outputs, columns, dtype, device)
+    counters = product_counters(device)
+    output = small_product(inputs, weight, counters)
+    assert output.dtype == dtype
+    assert_close(output, F.linear(inputs.double(), weight.double()))
+    assert not counters.any()
+    assert torch.equal(output, small_product(inputs, weight, counters))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("num_outputs", "columns"), SHAPES[1:])
+@pytest.mark.parametrize("num_tokens", [5, 128])
+def test_product_is_added_to_the_residual_stream(num_tokens, num_outputs, columns, dtype, device):
+    inputs, weight = numbers(num_tokens, columns, dtype, device), weights(num_outputs, columns, dtype, device)
+    residual = numbers(num_tokens, num_outputs, dtype, device, seed=2).contiguous()
+    expected = residual.double() + F.linear(inputs.double(), weight.double())
+    counters = product_counters(device)
+    add_small_product(residual, inputs, weight, counters)
+    assert_close(residual, expected)
+    assert not counters.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tokens", [3, 128])
+@pytest.mark.parametrize(("size", "columns"), [(64, 256), (32, 128)])
+def test_gated_product(num_tokens, size, columns, dtype, device):
+    inputs, weight = numbers(num_tokens, columns, dtype, device), weights(2 * size, columns, dtype, device)
+    gate, up = F.linear(inputs.double(), weight.double()).chunk(2, dim=1)
+    output = gated_small_product(inputs, weight, product_counters(device))
+    # Two roundings before the last.
+    tolerance = 3 * TOLERANCES[dtype]
+    torch.testing.assert_close(output.double(), F.silu(gate) * up, rtol=tolerance, atol=tolerance)
+
+
+def test_other_rows_change_nothing(device):
+    inputs, weight = numbers(40, 512, torch.float16, device), weights(64, 512, torch.float16, device)
+    counters = product_counters(device)
+    assert torch.equal(small_product(inputs, weight, counters)[:7], small_product(inputs[:7], weight, counters))
+
+
+def test_no_rows(device):
+    inputs, weight = torch.zeros(0, 128, dtype=torch.float16), torch.zeros(64, 128, dtype=torch.float16)
+    assert small_product(inputs.to(device), weight.to(device), product_counters(device)).shape == (0, 64)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "weight", "dtype", "is_small"),
+    [
+        (128, (4096, 1024), torch.bfloat16, True),
+        (1, (1024, 3072), torch.float16, True),
+        (0, (1024, 3072), torch.float16, False),
+        (129, (4096, 1024), torch.bfloat16, False),
+        (64, (4096, 1024), torch.float32, False),
+        (64, (4128, 1024), torch.bfloat16, False),
+        (64, (4096, 1056), torch.bfloat16, False),
+        (64, (24576, 4096), torch.bfloat16, False),
+    ],
+)
+def test_which_products_are_small(num_tokens, weight, dtype, is_small):
+    inputs = torch.empty(num_tokens, weight[1], dtype=dtype, device="meta")
+    assert is_small_product(inputs, torch.empty(weight, dtype=dtype, device="meta")) == is_small
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "weight", "residual"),
+    [
+        ("inputs", torch.zeros(129, 128).half(), torch.zeros(64, 128).half(), torch.zeros(129, 64).half()),
+        ("inputs", torch.zeros(128, 2).half().t(), torch.zeros(64, 128).half(), torch.zeros(2, 64).half()),
+        ("inputs", torch.zeros(2, 128), torch.zeros(64, 128), torch.zeros(2, 64)),
+        ("weight", torch.zeros(2, 128).half(), torch.zeros(64, 256).half(), torch.zeros(2, 64).half()),
+        ("weight", torch.zeros(2, 128).half(), torch.zeros(128, 64).half().t(), torch.zeros(2, 64).half()),
+        ("weight", torch.zeros(2, 128).half(), torch.zeros(48, 128).half(), torch.zeros(2, 48).half()),
+        ("weight", torch.zeros(2, 64).half(), torch.zeros(64, 64).half(), torch.zeros(2, 64).half()),
+        ("weight", torch.zeros(2, 128).half(), torch.zeros(64, 128).bfloat16(), torch.zeros(2, 64).half()),
+        ("residual", torch.zeros(2, 128).half(), torch.zeros(64, 128).half(), torch.zeros(2, 32).half()),
+        ("residual", torch.zeros(2, 128).half(), torch.zeros(64, 128).half(), torch.zeros(2, 64)),
+        ("residual", torch.zeros(2, 128).half(), torch.zeros(64, 128).half(), torch.zeros(64, 2).half().t()),
+    ],
+)
+def test_wrong_arguments_are_named(name, inputs, weight, residual):
+    with pytest.raises(ValueError, match=name):
+        add_small_product(residual, inputs, weight, product_counters(torch.device("cpu")))
