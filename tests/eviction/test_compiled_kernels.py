@@ -63,6 +63,7 @@ def large_pool(scoring: ScoringOptions) -> KVPool:
         head_dim=16,
         dtype="float16",
         num_query_slots=2,
+        num_query_buffers=4,
         window=0 if scoring.observe == "all" else scoring.window,
         accumulate=scoring.observe == "all",
     )

@@ -55,6 +55,7 @@ def random_pool(scoring: ScoringOptions) -> KVPool:
         head_dim=16,
         dtype="float32",
         num_query_slots=len(SHAPES),
+        num_query_buffers=2 * len(SHAPES),
         window=0 if accumulate else scoring.window,
         accumulate=accumulate,
     )
