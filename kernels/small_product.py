@@ -19,13 +19,31 @@ from torch import Tensor
 MOST_TOKENS = 128
 # Larger weights stay with the library's products.
 _MOST_WEIGHT_BYTES = 16 << 20
-# Rows and columns of the weights that are multiplied at once; a gated product takes as many rows of gate and of up.
+# What rows and columns of weights are multiples of.
 _TILE_ROWS, _TILE_COLUMNS = 32, 128
 # Programs to occupy a device: one or a little less for each of its multiprocessors.
 _NUM_PROGRAMS = 128
-_NUM_STAGES = 4
+# More than there are tiles of several parts.
+_NUM_COUNTERS = 1024
 # A program that adds up more parts than these reads them for longer than the others take.
 _MOST_PARTS = 4
+
+
+@dataclass(frozen=True)
+class _Tiling:
+    """How a product is divided.
+
+    Attributes:
+        rows, columns: of the weights, multiplied by a program at once; where gated, as many rows of gate and of up.
+        parts: programs that share a tile of rows.
+        num_warps, num_stages: of a program, and tiles on their way or in use.
+    """
+
+    rows: int
+    columns: int
+    parts: int
+    num_warps: int
+    num_stages: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,7 @@ class _Sizes:
 
 def product_counters(device: torch.device) -> Tensor:
     """Int32 zeros, which products need and leave as they were. Calls that may run at the same time need some each."""
-    return torch.zeros(_NUM_PROGRAMS, dtype=torch.int32, device=device)
+    return torch.zeros(_NUM_COUNTERS, dtype=torch.int32, device=device)
 
 
 def is_small_product(inputs: Tensor, weight: Tensor) -> bool:
@@ -116,23 +134,24 @@ def _launch(inputs: Tensor, weight: Tensor, output: Tensor, counters: Tensor, ga
     num_tokens, columns = inputs.shape
     if not num_tokens:
         return
-    num_tiles = num_outputs // _TILE_ROWS
-    num_parts = 1 if gated else _num_parts(num_tiles, columns // _TILE_COLUMNS)
     # A product of tensor cores has 64 rows.
     tokens = 64 if num_tokens <= 64 else MOST_TOKENS
-    sizes = _Sizes(num_outputs, columns, tokens, _TILE_ROWS, _TILE_COLUMNS, num_parts, gated, added)
+    tiling = _tiling(tokens, num_outputs, columns, gated)
+    sizes = _Sizes(num_outputs, columns, tokens, tiling.rows, tiling.columns, tiling.parts, gated, added)
     parts = None
-    if num_parts > 1:
-        parts = torch.empty(num_parts, num_tokens, num_outputs, dtype=torch.float32, device=inputs.device)
-    _product_kernel[(num_tiles, num_parts)](
+    if tiling.parts > 1:
+        parts = torch.empty(tiling.parts, num_tokens, num_outputs, dtype=torch.float32, device=inputs.device)
+    _product_kernel[(num_outputs // tiling.rows, tiling.parts)](
         inputs, inputs.stride(0), weight, output, parts, counters, num_tokens, sizes,
-        num_warps=tokens // 16, num_stages=_NUM_STAGES,
+        num_warps=tiling.num_warps, num_stages=tiling.num_stages,
     )  # fmt: skip
 
 
-def _num_parts(num_tiles: int, num_steps: int) -> int:
-    """Programs for each tile: together at most as many as occupy the device."""
-    return max(1, min(_NUM_PROGRAMS // num_tiles, _MOST_PARTS, num_steps))
+def _tiling(tokens: int, num_outputs: int, columns: int, gated: bool) -> _Tiling:
+    """Parts, where that is possible, until programs occupy the device."""
+    wanted = min(_NUM_PROGRAMS * _TILE_ROWS // num_outputs, _MOST_PARTS, columns // _TILE_COLUMNS)
+    parts = 1 if gated else max(1, wanted)
+    return _Tiling(_TILE_ROWS, _TILE_COLUMNS, parts, num_warps=tokens // 16, num_stages=4)
 
 
 def _check(inputs: Tensor, weight: Tensor, output: Tensor, num_outputs: int) -> None:
@@ -195,8 +214,8 @@ def _product_kernel(
         if is_complete:
             tl.store(counter, 0)
             product = tl.full([sizes.tokens, sizes.rows], 0.0, tl.float32)
-            num_parts: tl.constexpr = sizes.parts
-            for part in tl.static_range(num_parts):
+            # Two at a time are on their way; more take registers that limit the programs of a multiprocessor.
+            for part in tl.range(0, sizes.parts, loop_unroll_factor=2):
                 # From beyond the first-level cache, which does not see what other multiprocessors write.
                 product += tl.load(parts + part * part_size + places, mask=mask, other=0.0, cache_modifier=".cg")
     if is_complete:

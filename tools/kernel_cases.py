@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 from tools import kernel_cases_attention as attention
 from tools import kernel_cases_eviction as eviction
 from tools import kernel_cases_layers as layers
 from tools.kernel_work import Work
 
-Shape = dict[str, float]
+Shape = dict[str, Any]
 
 DECODE: Shape = {"heads": 32, "head_dim": 128}
 PREFILL: Shape = {"heads": 32, "kv_heads": 8, "head_dim": 128}
@@ -36,6 +37,20 @@ CASES: dict[str, tuple[Callable[..., Work], list[Shape]]] = {
     "rms_norm": (layers.norm, grid({"size": 4096}, tokens=(64, 4096))),
     "add_rms_norm": (layers.add_norm, grid({"size": 4096}, tokens=(64, 4096))),
     "silu_multiply": (layers.activation, grid({"size": 12288}, tokens=(64, 4096))),
+    # A layer of 1,024 hidden and 3,072 intermediate features, 16 heads, 8 KV heads.
+    "small_product": (
+        layers.product,
+        [
+            {"tokens": tokens, "outputs": outputs, "columns": columns, "follows": follows}
+            for tokens in (64, 128)
+            for outputs, columns, follows in (
+                (4096, 1024, "nothing"),
+                (1024, 2048, "add"),
+                (3072, 1024, "gate"),
+                (1024, 3072, "add"),
+            )
+        ],
+    ),
     "greedy_tokens": (layers.greedy, [VOCABULARY]),
     "sample_tokens": (
         layers.draw,

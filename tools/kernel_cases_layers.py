@@ -1,4 +1,4 @@
-"""Cases of the kernel benchmark: norm, activation, writing to the cache and to query slots, and sampling."""
+"""Cases of the kernel benchmark: norm, activation, small products, writing to cache and query slots, and sampling."""
 
 from functools import partial
 
@@ -13,6 +13,7 @@ from zipage.kernels import reference
 from zipage.kernels.rms_norm import add_rms_norm, rms_norm
 from zipage.kernels.sampling import greedy_tokens, sample_tokens
 from zipage.kernels.silu_multiply import silu_multiply
+from zipage.kernels.small_product import add_small_product, gated_small_product, product_counters, small_product
 from zipage.kernels.write_kv import write_kv
 from zipage.models.rope import rotary_table, rotate
 from zipage.models.rope_config import RopeConfig
@@ -64,6 +65,32 @@ def activation(device: torch.device, tokens: int, size: int) -> Work:
         return scaled_error(silu_multiply(inputs[0]), F.silu(gate) * up, ROUNDING)
 
     return Work([partial(silu_multiply, rows) for rows in inputs], check, num_bytes)
+
+
+def product(device: torch.device, tokens: int, outputs: int, columns: int, follows: str) -> Work:
+    """A product of few rows, and what follows it: `add` to the residual stream, `gate`, or `nothing`."""
+    rows = 2 * outputs if follows == "gate" else outputs
+    num_bytes = rows * columns * DTYPE.itemsize
+    weights = torch.randn(num_copies(num_bytes, device), rows, columns, dtype=DTYPE, device=device).mul_(columns**-0.5)
+    inputs = torch.randn(tokens, columns, dtype=DTYPE, device=device)
+    residual, counters = torch.zeros(tokens, outputs, dtype=DTYPE, device=device), product_counters(device)
+
+    def call(copy: int) -> Tensor:
+        if follows == "gate":
+            return gated_small_product(inputs, weights[copy], counters)
+        if follows == "nothing":
+            return small_product(inputs, weights[copy], counters)
+        add_small_product(residual, inputs, weights[copy], counters)
+        return residual
+
+    def check() -> float:
+        expected = F.linear(inputs.float(), weights[0].float())
+        if follows == "gate":
+            gate, up = expected.chunk(2, dim=1)
+            expected = F.silu(gate) * up
+        return scaled_error(call(0), expected, 2 * ROUNDING)
+
+    return Work([partial(call, copy) for copy in range(len(weights))], check, num_bytes, 2 * tokens * rows * columns)
 
 
 def write(device: torch.device, tokens: int, heads: int, kv_heads: int, head_dim: int, block_size: int) -> Work:
