@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Rows of inputs at most.
-MOST_TOKENS = 128
+# Rows of inputs at most, and as many as a product of tensor cores has. With more of them the library is faster.
+MOST_TOKENS = 64
 # Larger weights stay with the library's products.
 _MOST_WEIGHT_BYTES = 16 << 20
 # What rows and columns of weights are multiples of.
@@ -30,43 +30,26 @@ _MOST_PARTS = 4
 
 
 @dataclass(frozen=True)
-class _Tiling:
-    """How a product is divided.
-
-    Attributes:
-        rows, columns: of the weights, multiplied by a program at once; where gated, as many rows of gate and of up.
-        parts: programs that share a tile of rows.
-        num_warps, num_stages: of a program, and tiles on their way or in use.
-    """
-
-    rows: int
-    columns: int
-    parts: int
-    num_warps: int
-    num_stages: int
-
-
-@dataclass(frozen=True)
 class _Sizes:
     """What the kernel knows when it is compiled.
 
     Attributes:
         outputs: columns of the output; the weights have as many rows, or twice as many where gated.
         columns: of inputs and weights.
-        tokens: rows of inputs, padded.
-        rows, tile: rows of the weights of a program, and columns of a step.
         parts: programs for each tile.
         gated, added: what is done with the product.
+        tokens: rows of inputs, padded.
+        rows, tile: rows of the weights of a program, and columns of a step.
     """
 
     outputs: int
     columns: int
-    tokens: int
-    rows: int
-    tile: int
     parts: int
     gated: bool
     added: bool
+    tokens: int = MOST_TOKENS
+    rows: int = _TILE_ROWS
+    tile: int = _TILE_COLUMNS
 
 
 def product_counters(device: torch.device) -> Tensor:
@@ -89,7 +72,7 @@ def small_product(inputs: Tensor, weight: Tensor, counters: Tensor) -> Tensor:
     """Multiply: `inputs @ weight.t()`, added up in float32.
 
     Args:
-        inputs: `[T, in]`, rows contiguous, bfloat16 or float16, T at most 128.
+        inputs: `[T, in]`, rows contiguous, bfloat16 or float16, T at most 64.
         weight: `[out, in]`, contiguous, of the inputs' dtype; out a multiple of 32, in of 128.
         counters: of `product_counters`.
 
@@ -134,24 +117,19 @@ def _launch(inputs: Tensor, weight: Tensor, output: Tensor, counters: Tensor, ga
     num_tokens, columns = inputs.shape
     if not num_tokens:
         return
-    # A product of tensor cores has 64 rows.
-    tokens = 64 if num_tokens <= 64 else MOST_TOKENS
-    tiling = _tiling(tokens, num_outputs, columns, gated)
-    sizes = _Sizes(num_outputs, columns, tokens, tiling.rows, tiling.columns, tiling.parts, gated, added)
+    num_parts = 1 if gated else _num_parts(num_outputs, columns)
+    sizes = _Sizes(num_outputs, columns, num_parts, gated, added)
     parts = None
-    if tiling.parts > 1:
-        parts = torch.empty(tiling.parts, num_tokens, num_outputs, dtype=torch.float32, device=inputs.device)
-    _product_kernel[(num_outputs // tiling.rows, tiling.parts)](
-        inputs, inputs.stride(0), weight, output, parts, counters, num_tokens, sizes,
-        num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+    if num_parts > 1:
+        parts = torch.empty(num_parts, num_tokens, num_outputs, dtype=torch.float32, device=inputs.device)
+    _product_kernel[(num_outputs // _TILE_ROWS, num_parts)](
+        inputs, inputs.stride(0), weight, output, parts, counters, num_tokens, sizes, num_warps=4, num_stages=4
     )  # fmt: skip
 
 
-def _tiling(tokens: int, num_outputs: int, columns: int, gated: bool) -> _Tiling:
-    """Parts, where that is possible, until programs occupy the device."""
-    wanted = min(_NUM_PROGRAMS * _TILE_ROWS // num_outputs, _MOST_PARTS, columns // _TILE_COLUMNS)
-    parts = 1 if gated else max(1, wanted)
-    return _Tiling(_TILE_ROWS, _TILE_COLUMNS, parts, num_warps=tokens // 16, num_stages=4)
+def _num_parts(num_outputs: int, columns: int) -> int:
+    """Programs that share a tile: where that is possible, until they occupy the device."""
+    return max(1, min(_NUM_PROGRAMS * _TILE_ROWS // num_outputs, _MOST_PARTS, columns // _TILE_COLUMNS))
 
 
 def _check(inputs: Tensor, weight: Tensor, output: Tensor, num_outputs: int) -> None:

@@ -35,7 +35,6 @@ CASES: dict[str, tuple[Callable[..., Work], list[Shape]]] = {
     ),
     "write_kv": (layers.write, grid({**PREFILL, "block_size": 64}, tokens=(64, 4096))),
     "rms_norm": (layers.norm, grid({"size": 4096}, tokens=(64, 4096))),
-    "add_rms_norm": (layers.add_norm, grid({"size": 4096}, tokens=(64, 4096))),
     "silu_multiply": (layers.activation, grid({"size": 12288}, tokens=(64, 4096))),
     # A layer of 1,024 hidden and 3,072 intermediate features, 16 heads, 8 KV heads.
     "small_product": (

@@ -10,7 +10,7 @@ from tools.kernel_work import Work, num_copies, scaled_error, unequal
 from zipage.execution.sampling import sample
 from zipage.execution.sampling_state import SamplingState
 from zipage.kernels import reference
-from zipage.kernels.rms_norm import add_rms_norm, rms_norm
+from zipage.kernels.rms_norm import rms_norm
 from zipage.kernels.sampling import greedy_tokens, sample_tokens
 from zipage.kernels.silu_multiply import silu_multiply
 from zipage.kernels.small_product import add_small_product, gated_small_product, product_counters, small_product
@@ -26,7 +26,7 @@ EPS = 1e-6
 
 
 def norm(device: torch.device, tokens: int, size: int) -> Work:
-    """RMS norm without an addition."""
+    """RMS norm."""
     weight = torch.randn(size, dtype=DTYPE, device=device)
     num_bytes = 2 * tokens * size * DTYPE.itemsize
     inputs = torch.randn(num_copies(num_bytes, device), tokens, size, dtype=DTYPE, device=device)
@@ -36,23 +36,6 @@ def norm(device: torch.device, tokens: int, size: int) -> Work:
         return scaled_error(rms_norm(inputs[0], weight, EPS), expected, ROUNDING)
 
     return Work([partial(rms_norm, rows, weight, EPS) for rows in inputs], check, num_bytes)
-
-
-def add_norm(device: torch.device, tokens: int, size: int) -> Work:
-    """RMS norm with the addition to the residual stream before it."""
-    weight = torch.randn(size, dtype=DTYPE, device=device)
-    num_bytes = 4 * tokens * size * DTYPE.itemsize
-    residual, addend = torch.randn(2, num_copies(num_bytes, device), tokens, size, dtype=DTYPE, device=device)
-    # Repeated additions keep the sum finite.
-    calls = [partial(add_rms_norm, *rows, weight, EPS) for rows in zip(residual, addend, strict=True)]
-
-    def check() -> float:
-        expected_sum = residual[0] + addend[0]
-        output = add_rms_norm(residual[0], addend[0], weight, EPS)
-        expected = F.rms_norm(expected_sum.float(), (size,), weight.float(), EPS)
-        return max(scaled_error(output, expected, ROUNDING), unequal(residual[0], expected_sum))
-
-    return Work(calls, check, num_bytes)
 
 
 def activation(device: torch.device, tokens: int, size: int) -> Work:

@@ -3,9 +3,10 @@
     python -m tools.kill_workers --kills 20 --option device=cuda --option mps=on --output result.json
     python -m tools.kill_workers --kills 3 --worker decode --output result.json
 
-Prompts of the bundled model's task, whose answers are known to the last character, run all the time under a budget.
-Again and again a worker gets SIGKILL; the next kill comes when compressions have gone on. *Back* is the time from the
-kill to the next finished compression; a *pause* is the longest time around a kill in which no step was planned.
+Prompts of the bundled model's task, whose answers are known to the last character, run all the time; three of four are
+under a budget, the others need no compression. Again and again a worker gets SIGKILL; the next kill comes when
+compressions have gone on. *Back* is the time from the kill to the next finished compression; a *pause* is the longest
+time around a kill in which no step was planned.
 """
 
 import json
@@ -73,7 +74,12 @@ class Load:
         return self.answers
 
     def _run(self) -> None:
-        params, seed = SamplingParams(temperature=0.0, max_tokens=3000), 0
+        # Those without a budget go on decoding while nobody compresses the others.
+        params = [
+            SamplingParams(temperature=0.0, max_tokens=3000, kv_budget=None if index % 4 else 0)
+            for index in range(self._batch)
+        ]
+        seed = 0
         try:
             with Client(self._supervisor.address, check=self._supervisor.check) as client:
                 while not self._stop.is_set():
@@ -129,7 +135,7 @@ def gpu_memory_mib() -> int | None:
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
 def main(kills: int, worker: str, batch: int, options: tuple[str, ...], output: Path) -> None:
     """Kill workers of an engine under load."""
-    fields = {"kv_budget": 448, "block_size": 64, "max_num_seqs": batch, "kv_cache_gb": 0.5, "dtype": "float32"}
+    fields = {"kv_budget": 448, "block_size": 64, "max_num_seqs": batch, "kv_cache_gb": 1.0, "dtype": "float32"}
     config = make_config(None, fields | parse_options(options))
     events: list[Kill] = []
     with Supervisor.start(config) as supervisor, Client(supervisor.address, check=supervisor.check) as client:

@@ -69,6 +69,12 @@ def test_a_process_without_a_file_keeps_notes_to_itself() -> None:
     assert Journal(None).uids == []
 
 
+def test_a_successor_knows_that_it_is_one(memory_file: int) -> None:
+    assert not Journal(memory_file).has_predecessor
+    assert Journal(memory_file).has_predecessor
+    assert not Journal(None).has_predecessor
+
+
 @given(st.lists(st.one_of(st.lists(st.integers(0, 12), unique=True, max_size=4), st.integers(0, 12))))
 def test_what_is_read_is_what_was_noted_and_not_taken_back(changes: list[list[int] | int]) -> None:
     descriptor = os.memfd_create("test")

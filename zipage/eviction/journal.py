@@ -22,7 +22,11 @@ _TOTAL_BYTES = _NUMBER.size + 2 * _LIST_BYTES
 
 
 class Journal:
-    """The notes, one writer at a time; they survive a SIGKILL at any moment, not the machine."""
+    """The notes, one writer at a time; they survive a SIGKILL at any moment, not the machine.
+
+    Attributes:
+        has_predecessor: another worker had the file before this one.
+    """
 
     def __init__(self, descriptor: int | None) -> None:
         """Take over the notes of the worker before.
@@ -32,6 +36,7 @@ class Journal:
         """
         if descriptor is None:
             descriptor = os.memfd_create("journal")
+        self.has_predecessor = os.fstat(descriptor).st_size > 0
         os.ftruncate(descriptor, _TOTAL_BYTES)
         self._page = mmap.mmap(descriptor, _TOTAL_BYTES)
         # In order of time; a dict because they are looked up for every job.

@@ -42,7 +42,8 @@ def _open_pool(context: WorkerContext, link: CompressionLink, command: Compressi
     pool, journal = open_pool(command.export, context.pool_fd), Journal(context.journal_fd)
     host_memory = HostMemory(pool, context.swap_fd)
     runner = JobRunner(pool, context.config.scoring, journal, host_memory, context.tracer)
-    if command.export.geometry.num_query_slots:
+    # What a worker before this one has compiled is in Triton's cache, and requests wait.
+    if command.export.geometry.num_query_slots and not journal.has_predecessor:
         runner.compile_kernels(longest_compression(context.config, command.export))
     link.send(PoolOpened(journal.uids))
     return runner
