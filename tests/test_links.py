@@ -245,7 +245,7 @@ def test_everything_that_waits_is_received_at_once(
     decode = links.connect_decode_link(context, runtime_dir, lifeline[0])
     assert decode.receive_waiting(0) == []
     assert decode.receive_waiting(1) == []
-    with context.socket(zmq.PAIR) as scheduler:
+    with context.socket(zmq.DEALER) as scheduler:
         scheduler.bind(f"ipc://{runtime_dir}/decode")
         received = []
         for step_id in range(3):
@@ -275,7 +275,7 @@ def test_malformed_frame_on_an_internal_link(
         decode.send(EXPORT)
         worker, _ = scheduler.recv_multipart()
         scheduler.send_multipart([worker, frame])
-        with pytest.raises(EngineError, match="malformed message on the scheduler link: "):
+        with pytest.raises(EngineError, match="malformed message on the decode link: "):
             decode.receive()
     decode.close()
 

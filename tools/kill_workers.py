@@ -30,6 +30,7 @@ from tools.bench_runs import parse_options
 from tools.state_machine import samples
 from zipage import Client, SamplingParams
 from zipage.llm import make_config
+from zipage.messages import Status
 from zipage.supervisor import Supervisor
 
 _POLL_SECONDS = 0.005
@@ -67,11 +68,10 @@ class Load:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def finish(self) -> Answers:
+    def finish(self) -> None:
         """Let what has been asked be answered."""
         self._stop.set()
         self._thread.join()
-        return self.answers
 
     def _run(self) -> None:
         # Those without a budget go on decoding while nobody compresses the others.
@@ -140,27 +140,34 @@ def main(kills: int, worker: str, batch: int, options: tuple[str, ...], output: 
     events: list[Kill] = []
     with Supervisor.start(config) as supervisor, Client(supervisor.address, check=supervisor.check) as client:
         used, load = gpu_memory_mib(), Load(supervisor, batch)
+
+        def write() -> dict[str, Any]:
+            result = _result(supervisor, client.status(), load.answers, events)
+            result["gpu_memory_mib"] = {"before": used, "after": gpu_memory_mib()}
+            output.write_text(json.dumps(result, indent=1) + "\n")
+            return result
+
         for _ in range(kills):
             time.sleep(_UNDISTURBED_SECONDS)
             events.append(kill_once(supervisor, client, worker))
-        answers = load.finish()
-        status, restarts = client.status(), supervisor.restarts
-        result: dict[str, Any] = {
-            "command": shlex.join(["python", "-m", "tools.kill_workers", *sys.argv[1:]]),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {package: version(package) for package in ("zipage", "torch")},
-            "mps": supervisor.mps,
-            "answers": asdict(answers),
-            "restarts": restarts,
-            "gpu_memory_mib": {"before": used, "after": gpu_memory_mib()},
-            "counters": {
-                name: getattr(status, name)
-                for name in ("worker_restarts", "failed_jobs", "preemptions", "compressions", "integrity_errors")
-            },
-            "kills": [asdict(event) for event in events],
-        }
-    output.write_text(json.dumps(result, indent=1) + "\n")
-    _print(result, events)
+            # A run that is cut off leaves what it has seen.
+            write()
+        load.finish()
+        _print(write(), events)
+
+
+def _result(supervisor: Supervisor, status: Status, answers: Answers, events: list[Kill]) -> dict[str, Any]:
+    counters = ("worker_restarts", "failed_jobs", "preemptions", "compressions", "integrity_errors")
+    return {
+        "command": shlex.join(["python", "-m", "tools.kill_workers", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {package: version(package) for package in ("zipage", "torch")},
+        "mps": supervisor.mps,
+        "answers": asdict(answers),
+        "restarts": supervisor.restarts,
+        "counters": {name: getattr(status, name) for name in counters},
+        "kills": [asdict(event) for event in events],
+    }
 
 
 def _print(result: dict[str, Any], events: list[Kill]) -> None:

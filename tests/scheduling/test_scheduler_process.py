@@ -55,6 +55,7 @@ def make_export(num_blocks: int) -> PoolExport:
         head_dim=16,
         dtype="float32",
         num_query_slots=2,
+        num_query_buffers=4,
         window=16,
     )
     return PoolExport(geometry=geometry, device="cpu", max_model_len=1000, vocab_size=100)
