@@ -63,7 +63,7 @@ def run(trainer: Trainer, workers: int, evaluate_every: int, deadline: float, lo
 def accuracies(trainer: Trainer, count: int, shortest: int, longest: int) -> dict[str, Any]:
     """Accuracy by family on `count` held-out prompts each, with reasoning of about `shortest` to `longest` tokens.
 
-    Where rows are short, both bounds are as much shorter as it takes, and prompts that do not fit after all are left out.
+    Where rows are short, both bounds are as much shorter as it takes; prompts that do not fit after all are left out.
     """
     shape, seed = trainer.settings.batch, trainer.settings.seed
     longest = min(longest, int(ROOM_FOR_REASONING * shape.length))

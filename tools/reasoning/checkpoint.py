@@ -29,8 +29,8 @@ def save_state(model: Reasoner, optimizer: torch.optim.AdamW, facts: dict[str, i
     """Write parameters and both moments in float32.
 
     Args:
-        model: its parameters have been stepped at least once.
-        optimizer: of the model's parameters.
+        model: whose training it is.
+        optimizer: of the model's parameters; moments of before the first step are zeros.
         facts: numbers that `load_state` gives back.
         directory: it exists.
     """
@@ -38,7 +38,7 @@ def save_state(model: Reasoner, optimizer: torch.optim.AdamW, facts: dict[str, i
     for name, parameter in model.named_parameters():
         tensors[f"parameter.{name}"] = parameter.detach()
         for moment in MOMENTS:
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+            tensors[f"{moment}.{name}"] = optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
     _replace(directory / STATE_FILE, tensors, {"facts": json.dumps(facts)})
 
 

@@ -9,8 +9,8 @@
     Mo=123
     (the same for Zat, which ends in Zat=21)
     Ti is Mo-Zat 2 times
-    Mo=123
-    Zat=21
+    with Mo=123
+    with Zat=21
     Ti 2: 123-21=102
     Ti 1: 102-21=81
     Ti=81
@@ -44,7 +44,7 @@ def sample(rng: random.Random, size: int) -> Example:
         plan = f"{account} is {first}{sign}{second} {count} times"
         plans.append(plan)
         lines.append(plan)
-        lines += [f"{operand}={closed[operand]}" for operand in (first, second) if operand in closed]
+        lines += [f"with {operand}={closed[operand]}" for operand in (first, second) if operand in closed]
         value, step = (closed[operand] if operand in closed else int(operand) for operand in (first, second))
         for left in range(count, 0, -1):
             result = add(value, sign, step)

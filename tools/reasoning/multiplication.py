@@ -5,22 +5,22 @@
     417*38
     8: 7*8+0=56 6, 1*8+5=13 36, 4*8+1=33 3336
     3: 7*3+0=21 1, 1*3+2=5 51, 4*3+0=12 1251
-    6, 3+1+0=4 46, 3+5+0=8 846, 3+2+0=5 5846, 0+1+0=1 15846
+    38: 6, 3+1+0=4 46, 3+5+0=8 846, 3+2+0=5 5846, 0+1+0=1 15846
     keep 158
     38, 72
     158*72
     (the same again, until the factor that the prompt ends with)
 
-Every term is digit * digit + carry, and behind it stand the digits of the product so far. The third line adds the two
-rows column by column, the second one shifted. An eviction policy must keep the digits of the present block, of which
-some are needed a hundred characters later and others never again, and the list of factors in the prompt.
+Every term is digit * digit + carry, and behind it stand the digits of the product so far. The third of these lines adds
+the two rows column by column, the second one shifted. An eviction policy must keep the digits of the present block, of
+which some are needed a hundred characters later and others never again, and the list of factors in the prompt.
 """
 
 import random
 
 from tools.reasoning.example import Example
 
-CHARACTERS_PER_FACTOR = 157
+CHARACTERS_PER_FACTOR = 161
 
 
 def sample(rng: random.Random, size: int) -> Example:
@@ -33,7 +33,7 @@ def sample(rng: random.Random, size: int) -> Example:
         low, low_terms = _row(value, factor % 10)
         high, high_terms = _row(value, factor // 10)
         product, columns = _sum(low, high)
-        lines += [f"{value}*{factor}", low_terms, high_terms, columns]
+        lines += [f"{value}*{factor}", low_terms, high_terms, f"{factor}: {columns}"]
         value = int(product[:3])
         lines += [f"keep {value}", f"{factor}." if following is None else f"{factor}, {following}"]
     return Example(prompt, "\n".join(lines), str(value))
@@ -53,7 +53,7 @@ def _row(value: int, digit: int) -> tuple[str, str]:
 
 
 def _sum(low: str, high: str) -> tuple[str, str]:
-    """`low + 10 * high`, and the line that adds the columns from the right."""
+    """`low + 10 * high`, and the terms that add the columns from the right."""
     carry, done = 0, low[-1]
     terms = [done]
     columns = len(high)

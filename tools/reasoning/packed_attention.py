@@ -46,6 +46,7 @@ def block_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     return output
 
 
+@torch.no_grad()
 def block_mask(documents: torch.Tensor, create: Callable[..., BlockMask] = create_block_mask) -> BlockMask:
     """The same visibility as `dense_mask`, by blocks."""
 

@@ -1,13 +1,13 @@
 """A recurrence of two terms: their sum, plus one of three constants that the size of the sum selects.
 
-    Recur 2 rounds from 417 and 26: low adds K, mid adds E, high adds B; B is 907, K is 415, E is 38.
+    Recur 2 rounds from 417 and 26: low adds K, middle adds E, high adds B; B is 907, K is 415, E is 38.
 
-    2: 417+26=443 mid +E=481
-    1: 26+481=507 mid +E=545
+    2: 417+26=443 middle +E=481
+    1: 26+481=507 middle +E=545
 
-Sums below 300 are low, those below 700 mid, others high; all are modulo 1000. The trace names a constant but never its
-value, so an eviction policy must keep the few digits of the constants in the prompt for ever, and the last two lines.
-A sliding window fails as soon as it has passed the prompt, however long it is.
+Sums below 300 are low, those below 700 middle, others high; all are modulo 1000. The trace names a constant but never
+its value, so an eviction policy must keep the few digits of the constants in the prompt for ever, and the last line. A
+sliding window fails as soon as it has passed the prompt, however long it is.
 """
 
 import random
@@ -15,9 +15,9 @@ import random
 from tools.reasoning.draws import LETTERS, MODULUS, number
 from tools.reasoning.example import Example
 
-CHARACTERS_PER_ROUND = 27
-CLASSES = ("low", "mid", "high")
-CLASS_OF_HUNDREDS = ("low",) * 3 + ("mid",) * 4 + ("high",) * 3
+CHARACTERS_PER_ROUND = 28
+CLASSES = ("low", "middle", "high")
+CLASS_OF_HUNDREDS = ("low",) * 3 + ("middle",) * 4 + ("high",) * 3
 
 
 def sample(rng: random.Random, size: int) -> Example:

@@ -5,13 +5,13 @@
     [] 67: K41 ok
     [K] 26: T24 ok
     [KT] 2: B17 over, P9 over, end
-    [K] 26: undo T24, B17 ok
+    undo T24, [K] 26: B17 ok
     [KB] 9: P9 ok
     [KBP] 0
 
 A line is the state (what has been taken, and what is left to fill), and the tries that follow from it in the order of
-the prompt. `ok` goes one deeper. `end`, after the last weight, goes back: the next line is the state before, and begins
-with `undo` and the weight that was taken there. An eviction policy must keep the weights in the prompt (or copies of
+the prompt. `ok` goes one deeper. `end`, after the last weight, goes back: the next line begins with `undo` and the
+weight that was taken last, and is the state before that. An eviction policy must keep the weights in the prompt (or copies of
 all of them) and the line before; a state that comes back far later can be worked out again from the undone weight.
 """
 
@@ -83,13 +83,13 @@ def _search(task: Weights, size: int) -> tuple[list[str], str | None]:
     lines: list[str] = []
     undone = ""
     while left:
-        tries = [undone] if undone else []
+        tries = []
         while place < count and weights[place] > left:
             tries.append(f"{letters[place]}{weights[place]} over")
             place += 1
         tries.append(f"{letters[place]}{weights[place]} ok" if place < count else "end")
         path = "".join([letters[index] for index in taken])
-        lines.append(f"[{path}] {left}: {', '.join(tries)}")
+        lines.append(f"{undone}[{path}] {left}: {', '.join(tries)}")
         length += len(lines[-1]) + 1
         if length > size:
             return lines, None
@@ -100,7 +100,7 @@ def _search(task: Weights, size: int) -> tuple[list[str], str | None]:
         else:
             place = taken.pop()
             left += weights[place]
-            undone = f"undo {letters[place]}{weights[place]}"
+            undone = f"undo {letters[place]}{weights[place]}, "
         place += 1
     path = "".join([letters[index] for index in taken])
     return [*lines, f"[{path}] 0"], path
