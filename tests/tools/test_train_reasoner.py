@@ -69,7 +69,7 @@ def test_batches_do_not_depend_on_who_makes_them() -> None:
 
 
 def test_rows_are_nearly_full_of_all_families() -> None:
-    batch = TrainingBatches(BatchShape(rows=8, length=4096, steps=10), seed=0)[9]
+    batch = TrainingBatches(BatchShape(rows=32, length=4096, steps=10), seed=0)[9]
     assert (batch.documents < 0).float().mean() < 0.06
     text = build_tokenizer().decode(batch.token_ids.flatten().tolist())
     for word in ("Run", "Branch", "Recur", "Ledger", "Multiply", "Weigh"):

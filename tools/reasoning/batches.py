@@ -49,9 +49,37 @@ class TrainingBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         rng = random.Random(f"{self.seed} train {step}")
-        progress = step / self.shape.steps
-        rows = [pack(_fill(rng, self.shape.length, progress), self.shape.length) for _ in range(self.shape.rows)]
+        filler = RowFiller(rng, step / self.shape.steps)
+        rows = [pack(filler.documents(self.shape.length), self.shape.length) for _ in range(self.shape.rows)]
         return stack(rows)
+
+
+class RowFiller:
+    """Draws documents of random families for one row after the other."""
+
+    def __init__(self, rng: random.Random, progress: float) -> None:
+        """`progress` is the share of all steps made, which the lengths depend on (`schedule.trace_size`)."""
+        self._rng = rng
+        self._progress = progress
+        self._families = list(FAMILIES.values())
+        self._size = trace_size(rng, progress)
+
+    def documents(self, length: int) -> Iterator[Document]:
+        """Documents that fill `length` tokens but for a remainder that is too short for one.
+
+        One that would not fit is the first of the next row, and one that about fits takes its place, so that long
+        traces are not drawn less often than short ones.
+        """
+        left = length
+        while (room := int(ROOM_FOR_PROMPT * left)) > SHORTEST:
+            size = self._size
+            if size > room:
+                size = room
+            else:
+                self._size = trace_size(self._rng, self._progress)
+            document = encode(self._rng.choice(self._families)(self._rng, size))
+            yield document
+            left -= len(document.token_ids)
 
 
 def stack(rows: list[PackedRow]) -> Batch:
@@ -71,13 +99,3 @@ def load(batches: TrainingBatches, first_step: int, workers: int, pin_memory: bo
         pin_memory=pin_memory,
     )
     return iter(loader)
-
-
-def _fill(rng: random.Random, length: int, progress: float) -> Iterator[Document]:
-    """Documents of random families that fill `length` tokens but for a remainder that is too short for one."""
-    families = list(FAMILIES.values())
-    left = length
-    while (room := int(ROOM_FOR_PROMPT * left)) > SHORTEST:
-        document = encode(rng.choice(families)(rng, min(room, trace_size(rng, progress))))
-        yield document
-        left -= len(document.token_ids)

@@ -13,7 +13,7 @@ VOWELS = "aeiou"
 
 
 def number(rng: random.Random) -> int:
-    """A number of one to three digits, every width equally likely (the smaller numbers have less digits still)."""
+    """A number of one to three digits, every width equally likely (the smaller numbers have fewer still)."""
     return rng.randrange(10 ** rng.randint(1, 3))
 
 

@@ -11,8 +11,8 @@
 
 A line is the state (what has been taken, and what is left to fill), and the tries that follow from it in the order of
 the prompt. `ok` goes one deeper. `end`, after the last weight, goes back: the next line begins with `undo` and the
-weight that was taken last, and is the state before that. An eviction policy must keep the weights in the prompt (or copies of
-all of them) and the line before; a state that comes back far later can be worked out again from the undone weight.
+weight that was taken last, and is the state before that. An eviction policy must keep the weights in the prompt (or
+copies of all of them) and the line before; a state that comes back far later follows from the undone weight.
 """
 
 import random
@@ -83,7 +83,7 @@ def _search(task: Weights, size: int) -> tuple[list[str], str | None]:
     lines: list[str] = []
     undone = ""
     while left:
-        tries = []
+        tries: list[str] = []
         while place < count and weights[place] > left:
             tries.append(f"{letters[place]}{weights[place]} over")
             place += 1
