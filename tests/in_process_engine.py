@@ -9,22 +9,22 @@ import torch
 from msgspec.structs import replace
 
 from zipage.config import EngineConfig
-from zipage.eviction.job import run_job
-from zipage.execution.executor import Executor
-from zipage.execution.host_memory import HostMemory
-from zipage.execution.pool import KVPool, allocate_on_device
-from zipage.execution.pool_size import choose_geometry, effective_max_model_len
-from zipage.messages import (
+from zipage.engine_messages import (
     CompressionDone,
     CompressionJob,
     Job,
-    RequestMetrics,
     SampledToken,
     Step,
     SwapDone,
     TokenOutput,
     TokenRequest,
 )
+from zipage.eviction.job import run_job
+from zipage.execution.executor import Executor
+from zipage.execution.host_memory import HostMemory
+from zipage.execution.pool import KVPool, allocate_on_device
+from zipage.execution.pool_size import choose_geometry, effective_max_model_len
+from zipage.messages import RequestMetrics
 from zipage.models.config import load_model_config
 from zipage.models.decoder import Decoder
 from zipage.models.loading import load_decoder

@@ -15,31 +15,27 @@ from hypothesis import strategies as st
 from process_helpers import short_temporary_directory
 
 from zipage import links
-from zipage.errors import EngineError
-from zipage.messages import (
-    Abort,
+from zipage.engine_messages import (
     AbortTokens,
     CompressionDone,
     CompressionJob,
     CompressionStarted,
     Failed,
-    GenerationRequest,
     JobFailed,
     OpenPool,
     PoolExport,
     PoolGeometry,
     PoolOpened,
     Ready,
-    Refused,
-    StatusQuery,
     Step,
     StepResult,
-    Submit,
     SwapDone,
     SwapIn,
     SwapOut,
     TokenOutputs,
 )
+from zipage.errors import EngineError
+from zipage.messages import Abort, GenerationRequest, Refused, StatusQuery, Submit
 from zipage.sampling_params import SamplingParams
 
 SECONDS = 30.0

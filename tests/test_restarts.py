@@ -12,8 +12,8 @@ from supervisor_helpers import commands, read_json, start, user_program
 
 from zipage import restarts
 from zipage.config import EngineConfig
+from zipage.engine_messages import Failed
 from zipage.links import send_to_supervisor
-from zipage.messages import Failed
 from zipage.restarts import RestartRule
 from zipage.supervisor import Supervisor
 

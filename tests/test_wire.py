@@ -2,8 +2,9 @@
 
 import pytest
 
+from zipage.engine_messages import CompressionDone, JobAnswer, PoolOpened
 from zipage.errors import EngineError
-from zipage.messages import CompressionDone, JobAnswer, PoolOpened, StatusQuery
+from zipage.messages import StatusQuery
 from zipage.tracing import Tracer, read_trace
 from zipage.wire import Wire
 

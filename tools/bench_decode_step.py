@@ -17,9 +17,9 @@ import torch
 
 from tools.bench_models import SHAPES, write_config
 from zipage.config import EngineConfig
+from zipage.engine_messages import PoolGeometry
 from zipage.execution.device_executor import DeviceExecutor
 from zipage.execution.pool import allocate_on_device
-from zipage.messages import PoolGeometry
 from zipage.models.config import ModelConfig, load_model_config
 from zipage.models.decoder import Decoder
 

@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from zipage.config import ScoringOptions
-from zipage.messages import (
+from zipage.engine_messages import (
     CompressionDone,
     DecodeWorkerMessage,
     SampledToken,

@@ -19,20 +19,19 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from zipage.errors import InvalidRequestError
-from zipage.messages import (
+from zipage.engine_messages import (
     ChildMessage,
-    ClientMessage,
     CompressionCommand,
     CompressionStarted,
     CompressionWorkerMessage,
     DecodeCommand,
     DecodeWorkerMessage,
-    EngineMessage,
     PoolExport,
     SchedulerMessage,
     TokenizerMessage,
 )
+from zipage.errors import InvalidRequestError
+from zipage.messages import ClientMessage, EngineMessage
 from zipage.tracing import TRACING_OFF, Tracer, now
 from zipage.wire import DECODE_ERRORS, Incoming, Outgoing, Wire
 

@@ -7,9 +7,10 @@ from collections.abc import Container, Mapping, Sequence
 
 from zipage.children import Children
 from zipage.config import EngineConfig
+from zipage.engine_messages import ChildMessage, Failed
 from zipage.errors import EngineError
 from zipage.links import ControlReceiver
-from zipage.messages import ChildMessage, Failed, Status
+from zipage.messages import Status
 from zipage.mps import MPS, MpsPlan, without_mps
 from zipage.restarts import COMPANIONS, MOST_FAILURES, RestartRule
 

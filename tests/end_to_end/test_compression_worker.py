@@ -16,9 +16,7 @@ import zmq
 from process_helpers import short_temporary_directory
 
 from zipage.config import EngineConfig
-from zipage.execution.pool import KVPool, allocate_on_host
-from zipage.links import control_address
-from zipage.messages import (
+from zipage.engine_messages import (
     CompressionCommand,
     CompressionDone,
     CompressionJob,
@@ -31,6 +29,8 @@ from zipage.messages import (
     SwapIn,
     SwapOut,
 )
+from zipage.execution.pool import KVPool, allocate_on_host
+from zipage.links import control_address
 from zipage.workers.process import CONFIG_FILE
 
 GEOMETRY = PoolGeometry(

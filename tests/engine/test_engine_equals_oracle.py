@@ -12,7 +12,7 @@ from in_process_engine import InProcessEngine, Result, greedy
 from tiny_models import reference_model, tiny_checkpoint
 
 from zipage.config import EngineConfig, ScoringOptions, parse_scoring
-from zipage.messages import Job
+from zipage.engine_messages import Job
 
 NUM_TOKENS = 90
 MAX_NUM_BATCHED_TOKENS = 40

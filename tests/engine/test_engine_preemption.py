@@ -12,7 +12,7 @@ from in_process_engine import InProcessEngine, Result, greedy
 from tiny_models import reference_model, tiny_checkpoint
 
 from zipage.config import EngineConfig, ScoringOptions, parse_scoring
-from zipage.messages import Job, TokenRequest
+from zipage.engine_messages import Job, TokenRequest
 from zipage.scheduling.scheduler import Scheduler
 
 NUM_TOKENS = 60

@@ -12,7 +12,7 @@ from in_process_engine import InProcessEngine, greedy
 from tiny_models import reference_model, tiny_checkpoint
 
 from zipage.config import EngineConfig
-from zipage.messages import Job
+from zipage.engine_messages import Job
 from zipage.scheduling.recovery import MAX_JOB_SENDS
 from zipage.scheduling.scheduler import Scheduler
 

@@ -8,12 +8,12 @@ import torch
 from test_job import OPTIONS
 
 from zipage.config import ScoringOptions
+from zipage.engine_messages import CompressionJob, PoolGeometry
 from zipage.eviction import kernel_job
 from zipage.eviction.kernel_job import compile_kernels, compress_layers
 from zipage.eviction.scratch import SCRATCH_BYTES
 from zipage.execution.pool import KVPool, allocate_on_device
 from zipage.kernels.compact import _compact_kernel
-from zipage.messages import CompressionJob, PoolGeometry
 
 LONGEST = 20_000
 BLOCK_SIZE = 16

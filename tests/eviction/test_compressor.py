@@ -7,11 +7,11 @@ import torch
 from test_job import make_case
 
 from zipage.config import ScoringOptions
+from zipage.engine_messages import CompressionDone, CompressionJob, JobFailed
 from zipage.errors import EngineError
 from zipage.eviction import compressor
 from zipage.eviction.compressor import Compressor
 from zipage.eviction.job import run_job
-from zipage.messages import CompressionDone, CompressionJob, JobFailed
 
 SCORING = ScoringOptions(pin_prompt=True)
 

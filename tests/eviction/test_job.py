@@ -8,11 +8,11 @@ import torch
 from dense_oracle import attention_score, choose_survivors, observed_indices
 
 from zipage.config import PAPER_SCORING, ScoringOptions
+from zipage.engine_messages import CompressionJob, PoolGeometry
 from zipage.errors import EngineError
 from zipage.eviction.job import JobResult, run_job
 from zipage.eviction.query_rows import observed_queries
 from zipage.execution.pool import KVPool
-from zipage.messages import CompressionJob, PoolGeometry
 
 NUM_LAYERS, NUM_KV_HEADS, GROUP, HEAD_DIM, NUM_BLOCKS = 2, 2, 2, 8, 16
 QUERY_BUFFER = 2

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zipage.engine_messages import CompressionJob
 from zipage.eviction.job_queue import MAX_BATCH_JOBS, MAX_BATCH_SECONDS, JobQueue
 from zipage.eviction.lengths import length_class
-from zipage.messages import CompressionJob
 
 
 def job(uid: int, in_place: bool = True, num_entries: int = 400) -> CompressionJob:

@@ -10,6 +10,7 @@ import torch
 from test_job import Case, make_case
 
 from zipage.config import ScoringOptions
+from zipage.engine_messages import CompressionDone, CompressionJob, JobAnswer, JobFailed, SwapDone, SwapIn, SwapOut
 from zipage.eviction import job_runner
 from zipage.eviction.job import run_job
 from zipage.eviction.job_runner import JobRunner
@@ -17,7 +18,6 @@ from zipage.eviction.journal import Journal
 from zipage.eviction.lane import Lane
 from zipage.execution.host_memory import HostMemory
 from zipage.execution.pool import KVPool
-from zipage.messages import CompressionDone, CompressionJob, JobAnswer, JobFailed, SwapDone, SwapIn, SwapOut
 from zipage.tracing import Tracer
 
 SCORING = ScoringOptions()

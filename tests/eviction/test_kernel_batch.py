@@ -11,11 +11,11 @@ from test_kernel_job import TENSORS, kept_by_kernels, on_device
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zipage.config import PAPER_SCORING, ScoringOptions
+from zipage.engine_messages import CompressionJob, PoolGeometry
 from zipage.eviction.job import check_job, run_job
 from zipage.eviction.kernel_job import compress_layers
 from zipage.eviction.scratch import SCRATCH_BYTES, layer_bytes
 from zipage.execution.pool import KVPool, allocate_on_device
-from zipage.messages import CompressionJob, PoolGeometry
 
 BLOCK_SIZE, NUM_LAYERS = 8, 2
 FULL = ScoringOptions(pooling="always", redundancy="full", recent_share=0.0)

@@ -8,12 +8,12 @@ import torch
 from test_job import OPTIONS, Case, make_case
 
 from zipage.config import PAPER_SCORING, ScoringOptions
+from zipage.engine_messages import CompressionJob
 from zipage.errors import EngineError
 from zipage.eviction.job import run_job
 from zipage.eviction.kernel_job import compile_kernels, compress_layers
 from zipage.eviction.scratch import SCRATCH_BYTES
 from zipage.execution.pool import KVPool
-from zipage.messages import CompressionJob
 
 # Triton's interpreter multiplies the bit patterns of bfloat16.
 LOW_PRECISION = torch.bfloat16 if torch.cuda.is_available() else torch.float16

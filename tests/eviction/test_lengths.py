@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zipage.config import EngineConfig
+from zipage.engine_messages import PoolExport, PoolGeometry
 from zipage.eviction.lengths import length_class, length_classes, longest_compression, row_length
 from zipage.eviction.scratch import layers_at_once, requests_at_once
-from zipage.messages import PoolExport, PoolGeometry
 
 
 @given(st.integers(1, 200_000), st.integers(0, 5000))

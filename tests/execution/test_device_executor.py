@@ -10,12 +10,12 @@ from in_process_engine import InProcessEngine, greedy
 from tiny_models import tiny_checkpoint
 
 from zipage.config import EngineConfig, ScoringOptions
+from zipage.engine_messages import CompressionJob
 from zipage.eviction.job import JobResult, run_job
 from zipage.execution.device_executor import DeviceExecutor
 from zipage.execution.host_memory import HostMemory
 from zipage.execution.pool import KVPool, allocate_on_device
 from zipage.execution.warm_up import warm_up
-from zipage.messages import CompressionJob
 from zipage.models.config import load_model_config
 from zipage.models.loading import load_decoder
 from zipage.models.operations import kernel_operations

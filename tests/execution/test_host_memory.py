@@ -9,10 +9,10 @@ import msgspec
 import pytest
 import torch
 
+from zipage.engine_messages import PoolGeometry, SwapIn, SwapOut
 from zipage.execution.host_memory import HostMemory
 from zipage.execution.memory_file import MemoryFile
 from zipage.execution.pool import KVPool, allocate_on_device
-from zipage.messages import PoolGeometry, SwapIn, SwapOut
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

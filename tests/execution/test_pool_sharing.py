@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from zipage.engine_messages import PoolExport, PoolGeometry
 from zipage.errors import EngineError
 from zipage.execution.pool import allocate_on_device, cuda_handles, open_on_gpu
-from zipage.messages import PoolExport, PoolGeometry
 
 GEOMETRY = PoolGeometry(
     num_layers=1, num_blocks=2, block_size=8, num_query_heads=2, num_kv_heads=1, head_dim=8, dtype="float32"

@@ -4,9 +4,9 @@ import pytest
 
 from tools.simulation.shapes import SHAPES
 from zipage.config import EngineConfig, parse_scoring
+from zipage.engine_messages import PoolGeometry
 from zipage.errors import ConfigError
 from zipage.execution.pool_size import GIB, choose_geometry
-from zipage.messages import PoolGeometry
 from zipage.scheduling.limits import SchedulerLimits
 
 # 36 layers and 8 KV heads of 128 entries, each with a key and a value of 128 bfloat16 and a float32 score.

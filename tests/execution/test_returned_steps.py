@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from zipage.engine_messages import SampledToken, StepResult
 from zipage.execution.decode_graphs import padded_sizes
 from zipage.execution.device_executor import LaunchedStep
 from zipage.execution.returned_steps import ReturnedSteps
-from zipage.messages import SampledToken, StepResult
 
 
 @dataclass

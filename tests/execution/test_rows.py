@@ -3,9 +3,9 @@
 import torch
 
 from zipage.config import EngineConfig
+from zipage.engine_messages import Admission, PoolGeometry, RowWork, Step, TableUpdate
 from zipage.execution.batch import Recording, advance_and_build
 from zipage.execution.rows import RowTable
-from zipage.messages import Admission, PoolGeometry, RowWork, Step, TableUpdate
 from zipage.sampling_params import SamplingParams
 
 GEOMETRY = PoolGeometry(

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampling_cases import likeliest_first, make_state, state_with_uniform
 
+from zipage.engine_messages import SampledToken
 from zipage.execution.sampling import sample
-from zipage.messages import SampledToken
 
 ALMOST_ONE = 1 - 2.0**-53
 FILTERS = [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 3, "top_p": 0.9, "min_p": 0.05}]

@@ -9,7 +9,7 @@ from tools.simulation.decode_rows import EOS, FIRST_TOKEN
 from tools.simulation.simulation import DEADLINE_CHECK_SECONDS, Received, Sent
 from tools.simulation.workload import Event, Preempt, Workload
 from zipage.config import Observe, ScoringOptions
-from zipage.messages import (
+from zipage.engine_messages import (
     AbortTokens,
     CompressionDone,
     CompressionJob,

@@ -9,9 +9,7 @@ import sys
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from zipage.eviction.query_rows import observed_queries, recorded_range
-from zipage.eviction.selection import entry_tiers, pinned_after
-from zipage.messages import (
+from zipage.engine_messages import (
     Admission,
     CompressionDone,
     CompressionJob,
@@ -25,6 +23,8 @@ from zipage.messages import (
     SwapIn,
     SwapOut,
 )
+from zipage.eviction.query_rows import observed_queries, recorded_range
+from zipage.eviction.selection import entry_tiers, pinned_after
 from zipage.scheduling.limits import SchedulerLimits
 
 

@@ -1,7 +1,7 @@
 """Schedulers small enough to follow by hand, and the answers of workers that do nothing."""
 
 from zipage.config import ScoringOptions
-from zipage.messages import Job, SampledToken, Step, StepResult, TokenRequest
+from zipage.engine_messages import Job, SampledToken, Step, StepResult, TokenRequest
 from zipage.sampling_params import SamplingParams
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.scheduler import Scheduler

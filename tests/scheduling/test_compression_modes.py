@@ -4,7 +4,7 @@ import pytest
 from small_cases import answer, jobs_of, make_scheduler, request, run_step
 
 from zipage.config import ScoringOptions
-from zipage.messages import CompressionDone, JobFailed, RowWork
+from zipage.engine_messages import CompressionDone, JobFailed, RowWork
 from zipage.scheduling.scheduler import MAX_FAILED_JOBS, Scheduler
 
 ONE_SLOT = {"num_query_slots": 1, "max_blocks_per_request": 3, "max_num_batched_tokens": 200}

@@ -3,7 +3,7 @@
 import pytest
 from small_cases import answer, jobs_of, make_scheduler, request, run_step
 
-from zipage.messages import CompressionDone, SwapDone, SwapIn, SwapOut
+from zipage.engine_messages import CompressionDone, SwapDone, SwapIn, SwapOut
 from zipage.scheduling.request_line import RequestLine
 from zipage.scheduling.scheduler import Scheduler
 

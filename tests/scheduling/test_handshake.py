@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from zipage.messages import OpenPool, PoolExport, PoolGeometry
+from zipage.engine_messages import OpenPool, PoolExport, PoolGeometry
 from zipage.scheduling.handshake import PoolHandshake
 
 GEOMETRY = PoolGeometry(

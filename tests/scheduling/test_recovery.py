@@ -3,7 +3,7 @@
 import pytest
 from small_cases import answer, jobs_of, make_scheduler, request, run_step
 
-from zipage.messages import CompressionDone, Job, Step, SwapDone, SwapIn, SwapOut
+from zipage.engine_messages import CompressionDone, Job, Step, SwapDone, SwapIn, SwapOut
 from zipage.scheduling.recovery import MAX_JOB_SENDS, MAX_LOST_STEPS
 from zipage.scheduling.scheduler import MAX_FAILED_JOBS, Scheduler
 

@@ -4,14 +4,7 @@ import pytest
 from small_cases import answer, jobs_of, make_scheduler, request
 
 from zipage.config import ScoringOptions
-from zipage.messages import (
-    CompressionDone,
-    Step,
-    SwapDone,
-    SwapIn,
-    SwapOut,
-    TokenRequest,
-)
+from zipage.engine_messages import CompressionDone, Step, SwapDone, SwapIn, SwapOut, TokenRequest
 from zipage.sampling_params import SamplingParams
 from zipage.scheduling.id_pool import IdPool
 from zipage.scheduling.request import IllegalTransitionError, Request, RequestState

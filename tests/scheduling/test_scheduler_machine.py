@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shadow_workers import ShadowWorkers
 
 from zipage.config import ScoringOptions
-from zipage.messages import StepResult, TokenRequest
+from zipage.engine_messages import StepResult, TokenRequest
 from zipage.sampling_params import SamplingParams
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.recovery import MAX_LOST_STEPS

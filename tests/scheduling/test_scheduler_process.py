@@ -16,12 +16,11 @@ from process_helpers import short_temporary_directory
 
 from zipage import links
 from zipage.config import EngineConfig
-from zipage.messages import (
+from zipage.engine_messages import (
     CompressionCommand,
     CompressionDone,
     CompressionJob,
     CompressionStarted,
-    Message,
     OpenPool,
     PoolExport,
     PoolGeometry,
@@ -29,14 +28,13 @@ from zipage.messages import (
     Ready,
     SampledToken,
     SchedulerMessage,
-    Status,
-    StatusQuery,
     Step,
     StepResult,
     SubmitTokens,
     TokenOutputs,
     TokenRequest,
 )
+from zipage.messages import Message, Status, StatusQuery
 from zipage.sampling_params import SamplingParams
 from zipage.tracing import TRACING_OFF
 from zipage.workers.process import WorkerContext

@@ -20,7 +20,7 @@ from tools.simulation.shapes import SHAPES, entry_bytes, multiplied_parameters
 from tools.simulation.simulation import Received, Sent, Simulation, StuckError
 from tools.simulation.workload import Lengths, Preempt, Workload, generate_workload
 from zipage.config import ScoringOptions
-from zipage.messages import CompressionJob, SubmitTokens, SwapOut, TokenRequest
+from zipage.engine_messages import CompressionJob, SubmitTokens, SwapOut, TokenRequest
 from zipage.sampling_params import SamplingParams
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.scheduler import Scheduler

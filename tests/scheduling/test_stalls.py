@@ -2,7 +2,8 @@
 
 from small_cases import answer, jobs_of, make_scheduler, request, run_step
 
-from zipage.messages import CompressionDone, JobFailed, RequestMetrics
+from zipage.engine_messages import CompressionDone, JobFailed
+from zipage.messages import RequestMetrics
 from zipage.scheduling.scheduler import Scheduler
 from zipage.scheduling.stalls import StallClock
 

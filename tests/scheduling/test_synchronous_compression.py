@@ -3,7 +3,7 @@
 import pytest
 from small_cases import answer, make_scheduler, request, run_step
 
-from zipage.messages import CompressionDone, CompressionJob, JobFailed, SwapDone, SwapIn, SwapOut
+from zipage.engine_messages import CompressionDone, CompressionJob, JobFailed, SwapDone, SwapIn, SwapOut
 
 SYNCHRONOUS = {"overlap": False, "num_query_slots": 2, "max_blocks_per_request": 3, "max_num_batched_tokens": 200}
 

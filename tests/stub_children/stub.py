@@ -13,9 +13,10 @@ from pathlib import Path
 import uvloop
 import zmq
 
+from zipage.engine_messages import Ready
 from zipage.errors import ModelError
 from zipage.links import control_address, run_until_stopped, send_to_supervisor
-from zipage.messages import Ready, Status
+from zipage.messages import Status
 from zipage.workers.process import WorkerContext, report_ready, run_worker
 
 _BEHAVIOUR, _NAME, _RUNTIME_DIR = sys.argv[1:]

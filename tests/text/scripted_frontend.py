@@ -4,17 +4,8 @@ from typing import Any
 
 import small_tokenizers
 
-from zipage.messages import (
-    EngineMessage,
-    GenerationRequest,
-    Output,
-    RequestMetrics,
-    SampledToken,
-    Submit,
-    SubmitTokens,
-    TokenOutput,
-    TokenOutputs,
-)
+from zipage.engine_messages import SampledToken, SubmitTokens, TokenOutput, TokenOutputs
+from zipage.messages import EngineMessage, GenerationRequest, Output, RequestMetrics, Submit
 from zipage.models.config import GenerationDefaults
 from zipage.sampling_params import SamplingParams
 from zipage.text.frontend import ModelText, Outbox, TextFrontend

@@ -19,20 +19,17 @@ from scripted_frontend import (
     submit,
 )
 
+from zipage.engine_messages import AbortTokens, RefusedTokens, SampledToken, TokenOutput
 from zipage.messages import (
     Abort,
-    AbortTokens,
     GenerationRequest,
     Output,
     PositionLogprobs,
     Refused,
-    RefusedTokens,
-    SampledToken,
     Status,
     StatusQuery,
     Submit,
     TokenLogprob,
-    TokenOutput,
 )
 from zipage.models.config import GenerationDefaults
 from zipage.text.frontend import ModelText, Outbox, TextFrontend

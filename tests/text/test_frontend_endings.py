@@ -15,7 +15,8 @@ from scripted_frontend import (
     submit,
 )
 
-from zipage.messages import Abort, AbortTokens
+from zipage.engine_messages import AbortTokens
+from zipage.messages import Abort
 from zipage.text.frontend import Outbox
 
 

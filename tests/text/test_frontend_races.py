@@ -6,22 +6,17 @@ from collections import Counter, deque
 import pytest
 import small_tokenizers
 
-from zipage.messages import (
-    Abort,
+from zipage.engine_messages import (
     AbortTokens,
-    GenerationRequest,
-    Output,
-    Refused,
     RefusedTokens,
-    RequestMetrics,
     SampledToken,
     SchedulerMessage,
-    Submit,
     SubmitTokens,
     TokenizerMessage,
     TokenOutput,
     TokenOutputs,
 )
+from zipage.messages import Abort, GenerationRequest, Output, Refused, RequestMetrics, Submit
 from zipage.models.config import GenerationDefaults
 from zipage.sampling_params import SamplingParams
 from zipage.text.frontend import ModelText, Outbox, TextFrontend

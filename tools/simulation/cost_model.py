@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tools.simulation.shapes import WEIGHT_BYTES, entry_bytes, multiplied_parameters
-from zipage.messages import CompressionJob, Job
+from zipage.engine_messages import CompressionJob, Job
 from zipage.models.config import ModelConfig
 
 # Assumed: three fifths of the peak of bfloat16 without sparsity.

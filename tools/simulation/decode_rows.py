@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from zipage.messages import Admission, SampledToken, Step, StepResult
+from zipage.engine_messages import Admission, SampledToken, Step, StepResult
 
 EOS = 2
 FIRST_TOKEN = 3

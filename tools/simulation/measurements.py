@@ -4,7 +4,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from tools.simulation.simulation import Received, Sent
-from zipage.messages import RequestMetrics, Step, StepResult, TokenOutputs
+from zipage.engine_messages import Step, StepResult, TokenOutputs
+from zipage.messages import RequestMetrics
 from zipage.scheduling.compression import is_due
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.needs import allowed_tokens

@@ -11,7 +11,7 @@ from tools.simulation.cost_model import CostModel
 from tools.simulation.decode_rows import DecodeRows
 from tools.simulation.device import Device, Lane
 from tools.simulation.workload import Event, Preempt, Workload
-from zipage.messages import (
+from zipage.engine_messages import (
     AbortTokens,
     CompressionDone,
     CompressionJob,

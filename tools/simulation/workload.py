@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tools.simulation.decode_rows import EOS, FIRST_TOKEN
-from zipage.messages import AbortTokens, SubmitTokens, TokenRequest
+from zipage.engine_messages import AbortTokens, SubmitTokens, TokenRequest
 from zipage.sampling_params import SamplingParams
 
 

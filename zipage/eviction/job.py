@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zipage.config import ScoringOptions
+from zipage.engine_messages import CompressionJob
 from zipage.errors import EngineError
 from zipage.eviction.query_rows import observed_queries
 from zipage.eviction.scoring import AccumulatedAttention, RecordedQueries, score_layer
@@ -14,7 +15,6 @@ from zipage.eviction.scratch import SCRATCH_BYTES
 from zipage.eviction.selection import entry_tiers, pinned_after
 from zipage.execution.pool import KVPool
 from zipage.kernels.reference import compact, gather_entries, place_entries, select_entries
-from zipage.messages import CompressionJob
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Iterable
 
+from zipage.engine_messages import CompressionJob
 from zipage.eviction.lengths import length_class
-from zipage.messages import CompressionJob
 
 MAX_BATCH_SECONDS = 0.010
 # A batch's requests and layers share one dimension of the kernels' grids, which ends at 65,535.

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from zipage.config import ScoringOptions
+from zipage.engine_messages import CompressionJob, Job, JobAnswer, JobFailed, SwapDone, SwapIn, SwapOut
 from zipage.eviction.compressor import Compressor
 from zipage.eviction.job_queue import JobQueue
 from zipage.eviction.job_spans import JobSpans
@@ -27,7 +28,6 @@ from zipage.eviction.journal import Journal
 from zipage.eviction.lane import Lane
 from zipage.execution.host_memory import HostMemory
 from zipage.execution.pool import KVPool
-from zipage.messages import CompressionJob, Job, JobAnswer, JobFailed, SwapDone, SwapIn, SwapOut
 from zipage.tracing import Tracer
 
 # How long to wait for other messages while the device works.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from zipage.messages import CompressionJob, SwapIn, SwapOut
+from zipage.engine_messages import CompressionJob, SwapIn, SwapOut
 from zipage.tracing import Tracer
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zipage.config import ScoringOptions
+from zipage.engine_messages import CompressionJob
 from zipage.errors import EngineError
 from zipage.eviction.lengths import length_classes, row_length
 from zipage.eviction.query_rows import observed_queries
@@ -20,7 +21,6 @@ from zipage.kernels.pool_score import pool_score
 from zipage.kernels.redundancy import combine, full_similarity, lightning_similarity
 from zipage.kernels.select_entries import select_entries
 from zipage.kernels.window_score import window_score
-from zipage.messages import CompressionJob
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from zipage import tracing
+from zipage.engine_messages import JobAnswer
 from zipage.execution.device_clock import DeviceClock
-from zipage.messages import JobAnswer
 
 
 class Lane:

@@ -1,7 +1,7 @@
 """How long the rows of scores are that kernels work on, and what that means for compiling them and for batches."""
 
 from zipage.config import EngineConfig
-from zipage.messages import PoolExport
+from zipage.engine_messages import PoolExport
 
 _SMALLEST_LENGTH = 512
 # The kernel that selects is compiled once more for rows of another alignment.

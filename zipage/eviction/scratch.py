@@ -1,8 +1,8 @@
 """How much device memory compressions need on their way, and how they are cut so that it stays bounded."""
 
 from zipage.config import ScoringOptions
+from zipage.engine_messages import PoolGeometry
 from zipage.eviction.lengths import row_length
-from zipage.messages import PoolGeometry
 
 SCRATCH_BYTES = 256 * 2**20
 

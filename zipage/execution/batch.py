@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 
 from zipage.config import Observe
+from zipage.engine_messages import RowWork
 from zipage.eviction.query_rows import recorded_range
 from zipage.execution.rows import Row, RowTable
-from zipage.messages import RowWork
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from zipage import tracing
 from zipage.config import EngineConfig
+from zipage.engine_messages import RowWork, SampledToken, Step, StepResult
 from zipage.execution.batch import Recording, recorded_rows
 from zipage.execution.decode_graphs import DecodeGraphs
 from zipage.execution.device_rows import ON_DEVICE, DeviceRows
@@ -19,7 +20,6 @@ from zipage.execution.sampling_state import SamplingState
 from zipage.execution.upload import download, upload
 from zipage.kernels.decode_attention import decode_workspace
 from zipage.kernels.sampling import greedy_tokens, sample_tokens
-from zipage.messages import RowWork, SampledToken, Step, StepResult
 from zipage.models.decoder import Decoder
 
 

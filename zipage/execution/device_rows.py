@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from zipage.config import EngineConfig
+from zipage.engine_messages import Admission, PoolGeometry
 from zipage.execution.rows import Row, RowTable
 from zipage.execution.upload import upload, upload_floats
-from zipage.messages import Admission, PoolGeometry
 
 # In place of a token that was sampled on the device and is there.
 ON_DEVICE = -1

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from zipage.engine_messages import RowWork
 from zipage.execution.batch import Recording, recorded_rows, split_work
 from zipage.execution.device_rows import DeviceRows
 from zipage.execution.kernel_attention import Chunks, KernelBatch
 from zipage.execution.upload import upload
-from zipage.messages import RowWork
 
 
 @dataclass(frozen=True)

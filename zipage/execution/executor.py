@@ -3,12 +3,12 @@
 import torch
 
 from zipage.config import EngineConfig
+from zipage.engine_messages import Step, StepResult
 from zipage.execution.attention import PagedAttention
 from zipage.execution.batch import Recording, advance_and_build
 from zipage.execution.pool import KVPool
 from zipage.execution.rows import RowTable
 from zipage.execution.sampling import sample
-from zipage.messages import Step, StepResult
 from zipage.models.decoder import Decoder
 
 

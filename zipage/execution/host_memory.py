@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zipage.engine_messages import SwapIn, SwapOut
 from zipage.execution.memory_file import MemoryFile
 from zipage.execution.pool import KVPool
 from zipage.execution.upload import upload
-from zipage.messages import SwapIn, SwapOut
 
 # Of a GPU's memory, what is on its way at a time, at least one block.
 SCRATCH_BYTES = 64 * 2**20

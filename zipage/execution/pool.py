@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from zipage.engine_messages import PoolExport, PoolGeometry
 from zipage.errors import EngineError
-from zipage.messages import PoolExport, PoolGeometry
 
 _ALIGNMENT = 4096
 

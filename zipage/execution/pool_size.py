@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zipage.config import EngineConfig
+from zipage.engine_messages import PoolGeometry
 from zipage.errors import ConfigError
-from zipage.messages import PoolGeometry
 from zipage.models.config import ModelConfig
 
 GIB = 2**30

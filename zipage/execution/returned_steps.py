@@ -6,8 +6,8 @@ import select
 import threading
 from collections.abc import Callable
 
+from zipage.engine_messages import StepResult
 from zipage.execution.device_executor import LaunchedStep
-from zipage.messages import StepResult
 
 
 class ReturnedSteps:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 
 from zipage.config import EngineConfig
+from zipage.engine_messages import Admission, PoolGeometry, Step, TableUpdate
 from zipage.execution.sampling import SamplingState
-from zipage.messages import Admission, PoolGeometry, Step, TableUpdate
 
 
 @dataclass

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from zipage.engine_messages import SampledToken
 from zipage.execution.logit_processing import process_logits
 from zipage.execution.probability_mass import (
     FULL_MASS,
@@ -16,7 +17,6 @@ from zipage.execution.probability_mass import (
     relative_logits,
 )
 from zipage.execution.sampling_state import SamplingState
-from zipage.messages import SampledToken
 
 # Logits that are worked on at a time, at about 40 bytes of scratch memory each. A CPU gains from staying in its cache.
 _CPU_STRIDE = 1 << 20

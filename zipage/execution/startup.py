@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from zipage.config import EngineConfig
+from zipage.engine_messages import PoolExport, PoolGeometry
 from zipage.errors import ConfigError
 from zipage.execution.executor import Executor
 from zipage.execution.pool import KVPool, allocate_on_device, allocate_on_host, cuda_handles
@@ -19,7 +20,6 @@ from zipage.execution.pool_size import (
     pool_bytes,
     swap_bytes,
 )
-from zipage.messages import PoolExport, PoolGeometry
 from zipage.models.config import ModelConfig, load_model_config
 from zipage.models.decoder import Decoder
 from zipage.models.loading import load_decoder

@@ -1,9 +1,9 @@
 """Steps that run before the engine is ready, so that nothing is compiled or initialised when a request waits for it."""
 
 from zipage.config import EngineConfig
+from zipage.engine_messages import Admission, RecordingUpdate, RowWork, Step
 from zipage.execution.device_executor import DeviceExecutor
 from zipage.kernels.small_product import MOST_TOKENS
-from zipage.messages import Admission, RecordingUpdate, RowWork, Step
 from zipage.sampling_params import SamplingParams
 
 _SHORT_PROMPT = 3

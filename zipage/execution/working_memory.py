@@ -3,11 +3,11 @@
 import torch
 
 from zipage.config import EngineConfig
+from zipage.engine_messages import PoolGeometry
 from zipage.execution.kernel_attention import Chunks, KernelAttention, KernelBatch
 from zipage.execution.pool import KVPool, allocate_on_device
 from zipage.kernels.decode_attention import decode_workspace
 from zipage.kernels.sampling import sample_tokens
-from zipage.messages import PoolGeometry
 from zipage.models.decoder import Decoder
 
 

@@ -5,7 +5,7 @@ goes on decoding behind its full blocks while the survivors are copied to fresh 
 end.
 """
 
-from zipage.messages import CompressionDone, CompressionJob
+from zipage.engine_messages import CompressionDone, CompressionJob
 from zipage.scheduling.holdings import Holdings
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.needs import is_binding, next_compression, observation_start

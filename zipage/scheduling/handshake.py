@@ -1,6 +1,6 @@
 """Which workers are there and which pool they have: what may be sent to them when they start, and start again."""
 
-from zipage.messages import OpenPool, PoolExport
+from zipage.engine_messages import OpenPool, PoolExport
 
 
 class PoolHandshake:

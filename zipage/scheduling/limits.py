@@ -4,7 +4,7 @@ import itertools
 from dataclasses import dataclass
 
 from zipage.config import Compress, EngineConfig, ScoringOptions
-from zipage.messages import PoolGeometry, RefusedTokens, TokenRequest
+from zipage.engine_messages import PoolGeometry, RefusedTokens, TokenRequest
 from zipage.sampling_params import SamplingParams
 
 

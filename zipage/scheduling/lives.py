@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from zipage.messages import CompressionDone
+from zipage.engine_messages import CompressionDone
 from zipage.scheduling.compression import finish_compression
 from zipage.scheduling.holdings import Holdings
 from zipage.scheduling.limits import SchedulerLimits

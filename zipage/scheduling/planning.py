@@ -1,6 +1,6 @@
 """The next tokens of one running request: how many, and the blocks that they need."""
 
-from zipage.messages import RowWork
+from zipage.engine_messages import RowWork
 from zipage.scheduling.compression import begin_shadow, can_shadow, is_due
 from zipage.scheduling.lives import Lives
 from zipage.scheduling.needs import allowed_tokens

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from zipage.messages import Job, RequestMetrics, TokenRequest
+from zipage.engine_messages import Job, TokenRequest
+from zipage.messages import RequestMetrics
 from zipage.sampling_params import SamplingParams
 from zipage.scheduling.stalls import StallClock
 

@@ -8,7 +8,7 @@ import heapq
 from collections import deque
 from collections.abc import Collection, Iterable
 
-from zipage.messages import (
+from zipage.engine_messages import (
     CompressionDone,
     Job,
     JobAnswer,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from zipage.messages import CompressionJob, Job, JobAnswer, Step, StepResult, SwapIn, TokenOutput, TokenRequest
+from zipage.engine_messages import CompressionJob, Job, JobAnswer, Step, StepResult, SwapIn, TokenOutput, TokenRequest
 from zipage.scheduling.request import Request
 from zipage.scheduling.scheduler import Scheduler
 from zipage.tracing import Tracer, now

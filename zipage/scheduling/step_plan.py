@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from zipage.messages import Admission, RecordingUpdate, RowWork, Step, TableUpdate
+from zipage.engine_messages import Admission, RecordingUpdate, RowWork, Step, TableUpdate
 from zipage.scheduling.request import JobKind, Request
 
 

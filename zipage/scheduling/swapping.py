@@ -1,6 +1,6 @@
 """Preemption of compressed requests: their KV goes to host memory and comes back through the compression worker."""
 
-from zipage.messages import SwapIn, SwapOut
+from zipage.engine_messages import SwapIn, SwapOut
 from zipage.scheduling.holdings import Holdings
 from zipage.scheduling.request import HostPlace, JobKind, OpenJob, Request, RequestState
 from zipage.scheduling.step_plan import StepPlan

@@ -2,7 +2,8 @@
 
 import msgspec
 
-from zipage.messages import GenerationRequest, Output, PositionLogprobs, SampledToken, TokenLogprob, TokenOutput
+from zipage.engine_messages import SampledToken, TokenOutput
+from zipage.messages import GenerationRequest, Output, PositionLogprobs, TokenLogprob
 from zipage.text.detokenizer import IncrementalDetokenizer
 from zipage.text.stop_strings import StopStrings
 from zipage.text.tokenizer import TextTokenizer

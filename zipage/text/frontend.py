@@ -6,24 +6,17 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from zipage.errors import InvalidRequestError
-from zipage.messages import (
-    Abort,
+from zipage.engine_messages import (
     AbortTokens,
-    ClientMessage,
-    EngineMessage,
-    GenerationRequest,
-    Refused,
     RefusedTokens,
     SchedulerMessage,
-    Status,
-    StatusQuery,
-    Submit,
     SubmitTokens,
     TokenizerMessage,
     TokenOutput,
     TokenRequest,
 )
+from zipage.errors import InvalidRequestError
+from zipage.messages import Abort, ClientMessage, EngineMessage, GenerationRequest, Refused, Status, StatusQuery, Submit
 from zipage.models.config import GenerationDefaults
 from zipage.text.completion import Completion
 from zipage.text.defaults import resolve_params

@@ -1,6 +1,6 @@
 """What the tokenizer process does, as spans of the trace, with the requests that begin and end in each of them."""
 
-from zipage.messages import SchedulerMessage, SubmitTokens, TokenOutputs
+from zipage.engine_messages import SchedulerMessage, SubmitTokens, TokenOutputs
 from zipage.text.frontend import Outbox
 from zipage.tracing import Tracer, now
 

@@ -3,6 +3,13 @@
 import torch
 import zmq
 
+from zipage.engine_messages import (
+    CompressionCommand,
+    CompressionStarted,
+    CompressionWorkerMessage,
+    OpenPool,
+    PoolOpened,
+)
 from zipage.errors import EngineError
 from zipage.eviction.job_runner import JobRunner
 from zipage.eviction.journal import Journal
@@ -10,7 +17,6 @@ from zipage.eviction.lengths import longest_compression
 from zipage.execution.host_memory import HostMemory
 from zipage.execution.pool import open_pool
 from zipage.links import Link, connect_compression_link
-from zipage.messages import CompressionCommand, CompressionStarted, CompressionWorkerMessage, OpenPool, PoolOpened
 from zipage.workers.process import WorkerContext, report_ready, run_worker
 
 CompressionLink = Link[CompressionCommand, CompressionWorkerMessage]

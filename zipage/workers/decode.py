@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 import zmq
 
 from zipage import tracing
+from zipage.engine_messages import PoolExport
 from zipage.execution.executor import Executor
 from zipage.execution.startup import start_decoding
 from zipage.links import Stopped, connect_decode_link
-from zipage.messages import PoolExport
 from zipage.workers.process import WorkerContext, report_ready, run_worker
 
 if TYPE_CHECKING:

@@ -21,9 +21,10 @@ from pathlib import Path
 import msgspec
 
 from zipage.config import EngineConfig
+from zipage.engine_messages import Failed, Ready
 from zipage.errors import ZipageError
 from zipage.links import send_to_supervisor
-from zipage.messages import Failed, Ready, Status
+from zipage.messages import Status
 from zipage.mps import is_mps_client
 from zipage.tracing import Tracer
 

@@ -7,20 +7,19 @@ import uvloop
 import zmq.asyncio
 
 from zipage import tracing
-from zipage.links import SchedulerLinks, bind_scheduler_links, run_until_stopped
-from zipage.messages import (
+from zipage.engine_messages import (
     AbortTokens,
     CompressionStarted,
     JobAnswer,
     OpenPool,
     PoolExport,
     PoolOpened,
-    Status,
-    StatusQuery,
     SubmitTokens,
     TokenOutput,
     TokenOutputs,
 )
+from zipage.links import SchedulerLinks, bind_scheduler_links, run_until_stopped
+from zipage.messages import Status, StatusQuery
 from zipage.scheduling.handshake import PoolHandshake
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.scheduler import Scheduler

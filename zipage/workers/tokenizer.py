@@ -6,8 +6,9 @@ from pathlib import Path
 import uvloop
 import zmq.asyncio
 
+from zipage.engine_messages import SchedulerMessage, TokenizerMessage
 from zipage.links import AsyncLink, ClientRouter, UnreadableMessage, connect_tokenizer_link, run_until_stopped
-from zipage.messages import Alive, Refused, SchedulerMessage, TokenizerMessage
+from zipage.messages import Alive, Refused
 from zipage.text.frontend import Outbox, TextFrontend
 from zipage.text.model_text import load_model_text
 from zipage.text.spans import TextSpans
