@@ -10,7 +10,7 @@ order that suits it. That is right in any order and side by side, because no job
   swap-out, host blocks, which are its request's until they have been copied back.
 * Blocks that several requests hold, prefixes that they share, are only read. They are not freed, and so not written,
   before every job that reads them has been answered.
-* Of a query slot's two buffers, a job reads the one that is not being recorded.
+* A job reads the query buffer of its own interval; a request that goes on decoding meanwhile records in another one.
 * Steps that were planned before a job have returned; later ones do not touch what it writes, and write nothing that it
   reads: a request in shadow mode writes behind its full blocks.
 """
