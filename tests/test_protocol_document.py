@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from fake_engine import QUEUE_FULL, FakeEngine
 
-from zipage import messages
+from zipage import engine_messages, messages
 from zipage.errors import InvalidRequestError
 from zipage.messages import (
     Abort,
@@ -38,10 +38,10 @@ FROM_CLIENTS = [Submit, GenerationRequest, SamplingParams, Abort, StatusQuery]
 FROM_ENGINE = [Output, PositionLogprobs, TokenLogprob, RequestMetrics, Refused, Status, Alive]
 LINKS = {
     "clients": (messages.ClientMessage, messages.EngineMessage),
-    "tokenizer": (messages.TokenizerMessage, messages.SchedulerMessage),
-    "decode": (messages.DecodeWorkerMessage, messages.DecodeCommand),
-    "compression": (messages.CompressionWorkerMessage, messages.CompressionCommand),
-    "control": (messages.ChildMessage, None),
+    "tokenizer": (engine_messages.TokenizerMessage, engine_messages.SchedulerMessage),
+    "decode": (engine_messages.DecodeWorkerMessage, engine_messages.DecodeCommand),
+    "compression": (engine_messages.CompressionWorkerMessage, engine_messages.CompressionCommand),
+    "control": (engine_messages.ChildMessage, None),
 }
 
 
