@@ -1,8 +1,8 @@
 """The rule of restarts, and the supervisor that follows it with stub children."""
 
+import contextlib
 import json
 import logging
-import contextlib
 import os
 import signal
 import subprocess
