@@ -91,6 +91,7 @@ def accuracies(trainer: Trainer, count: int, shortest: int, longest: int) -> dic
 @click.option("--layers", default=8, show_default=True)
 @click.option("--hidden", default=256, show_default=True, help="Width; the feed-forward part is three times as wide.")
 @click.option("--peak-rate", default=1.5e-3, show_default=True, help="Highest learning rate.")
+@click.option("--optimizer", type=click.Choice(["adamw", "muon"]), default="adamw", show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of weights and data.")
 @click.option("--workers", default=4, show_default=True, help="Processes that make data.")
 @click.option("--evaluate-every", default=500, show_default=True, help="Steps between evaluations; each saves.")
@@ -106,6 +107,7 @@ def main(
     layers: int,
     hidden: int,
     peak_rate: float,
+    optimizer: str,
     seed: int,
     workers: int,
     evaluate_every: int,
@@ -116,7 +118,7 @@ def main(
     if resume and weights is not None:
         raise click.UsageError("--resume and --weights exclude each other")
     model = Shape(layers=layers, hidden=hidden, intermediate=3 * hidden)
-    settings = Settings(model, BatchShape(rows, length, steps), peak_rate, seed)
+    settings = Settings(model, BatchShape(rows, length, steps), peak_rate, seed, optimizer)
     output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if resume:

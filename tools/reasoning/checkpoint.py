@@ -1,6 +1,7 @@
 """Checkpoints: the model in the ordinary Hugging Face layout, and the state from which training goes on."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,10 @@ from tools.reasoning.tokenizer import save_tokenizer
 from tools.reasoning.vocabulary import END, PAD, TOKEN_IDS
 
 STATE_FILE = "training_state.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
+"""What an optimizer remembers of each parameter, all of the parameter's shape."""
+
+Optimizer = torch.optim.AdamW | torch.optim.Muon
 
 
 def export(model: Reasoner, directory: Path) -> None:
@@ -25,20 +29,24 @@ def export(model: Reasoner, directory: Path) -> None:
     save_tokenizer(directory, model.shape.max_length)
 
 
-def save_state(model: Reasoner, optimizer: torch.optim.AdamW, facts: dict[str, int | float], directory: Path) -> None:
-    """Write parameters and both moments in float32.
+def save_state(
+    model: Reasoner, optimizers: Sequence[Optimizer], facts: dict[str, int | float], directory: Path
+) -> None:
+    """Write parameters and moments in float32.
 
     Args:
         model: whose training it is.
-        optimizer: of the model's parameters; moments of before the first step are zeros.
-        facts: numbers that `load_state` gives back.
+        optimizers: of the model's parameters; moments of before the first step are zeros.
+        facts: numbers that `read_facts` gives back.
         directory: it exists.
     """
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        tensors[f"parameter.{name}"] = parameter.detach()
-        for moment in MOMENTS:
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
+    tensors = {f"parameter.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter in _in_order(optimizer):
+            for moment in MOMENTS[type(optimizer)]:
+                value = optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
+                tensors[f"{moment}.{names[id(parameter)]}"] = value
     _replace(directory / STATE_FILE, tensors, {"facts": json.dumps(facts)})
 
 
@@ -49,16 +57,20 @@ def read_facts(directory: Path) -> dict[str, int | float]:
     return facts
 
 
-def load_state(model: Reasoner, optimizer: torch.optim.AdamW, step: int, directory: Path) -> None:
-    """Fill the parameters and the optimizer's moments from a saved state; `step` is how many steps were made."""
-    numbers = {id(parameter): index for index, parameter in enumerate(_in_order(optimizer))}
-    state = {}
+def load_state(model: Reasoner, optimizers: Sequence[Optimizer], step: int, directory: Path) -> None:
+    """Fill the parameters and the optimizers' moments from a saved state; `step` is how many steps were made."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     with safe_open(directory / STATE_FILE, framework="pt") as file, torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(file.get_tensor(f"parameter.{name}"))
-            moments = {moment: file.get_tensor(f"{moment}.{name}") for moment in MOMENTS}
-            state[numbers[id(parameter)]] = {"step": torch.tensor(float(step)), **moments}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        for optimizer in optimizers:
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for number, parameter in enumerate(_in_order(optimizer)):
+                name = names[id(parameter)]
+                moments = {moment: file.get_tensor(f"{moment}.{name}") for moment in MOMENTS[type(optimizer)]}
+                counted = {"step": torch.tensor(float(step))} if isinstance(optimizer, torch.optim.AdamW) else {}
+                state[number] = counted | moments
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def load_weights(model: Reasoner, directory: Path) -> None:
@@ -91,7 +103,7 @@ def _config(shape: Shape) -> dict[str, object]:
     }
 
 
-def _in_order(optimizer: torch.optim.AdamW) -> list[torch.Tensor]:
+def _in_order(optimizer: Optimizer) -> list[torch.Tensor]:
     """The parameters as `state_dict` numbers them."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 

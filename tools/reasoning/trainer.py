@@ -17,6 +17,7 @@ from tools.reasoning.schedule import learning_rate
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
 LARGEST_GRADIENT = 1.0
+MUON_RATE_FACTOR = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Settings:
     batch: BatchShape
     peak_rate: float
     seed: int
+    optimizer: str = "adamw"
 
     def facts(self) -> dict[str, int | float]:
         """All numbers by name."""
@@ -53,22 +55,24 @@ class Trainer:
         self.device = device
         self.step = 0
         self.model = Reasoner(settings.model).to(device)
-        self.optimizer = _optimizer(self.model, device)
+        self.optimizers = _optimizers(self.model, device, settings.optimizer)
         self._packed = packed_attention(device)
         self._network = torch.compile(self.model) if device.type == "cuda" else self.model
 
     def train(self, batch: Batch) -> torch.Tensor:
         """One step; returns the mean loss over the assistant's tokens, on the device."""
         rate = learning_rate(self.step, self.settings.batch.steps, self.settings.peak_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["rate_factor"]
         targets = batch.targets.to(self.device, non_blocking=True)
         logits = self._logits(batch)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
         self.step += 1
         return loss.detach()
 
@@ -82,7 +86,7 @@ class Trainer:
         """Write the model for use, and the state for `resume`."""
         checkpoint.export(self.model, directory)
         facts = self.settings.facts() | {"step": self.step}
-        checkpoint.save_state(self.model, self.optimizer, facts, directory)
+        checkpoint.save_state(self.model, self.optimizers, facts, directory)
 
     def resume(self, directory: Path) -> None:
         """Go on from what `save` wrote.
@@ -96,7 +100,7 @@ class Trainer:
             changes = ", ".join(f"{name} was {saved[name]}, not {ours[name]}" for name in different)
             raise ValueError(f"the training in {directory} cannot be resumed with other settings: {changes}")
         self.step = int(saved["step"])
-        checkpoint.load_state(self.model, self.optimizer, self.step, directory)
+        checkpoint.load_state(self.model, self.optimizers, self.step, directory)
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         token_ids, documents, positions = (
@@ -108,10 +112,21 @@ class Trainer:
         return logits
 
 
-def _optimizer(model: Reasoner, device: torch.device) -> torch.optim.AdamW:
-    """AdamW, with weight decay on matrices but the embedding."""
+def _optimizers(model: Reasoner, device: torch.device, kind: str) -> list[checkpoint.Optimizer]:
+    """AdamW, with weight decay on matrices but the embedding; or Muon for these matrices."""
     embedding = model.model.embed_tokens.weight
     matrices = [each for each in model.parameters() if each.dim() == 2 and each is not embedding]
     others = [each for each in model.parameters() if each.dim() != 2 or each is embedding]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=BETAS, fused=device.type == "cuda")
+    groups = [{"params": others, "weight_decay": 0.0, "rate_factor": 1.0}]
+    if kind == "adamw":
+        groups.append({"params": matrices, "weight_decay": WEIGHT_DECAY, "rate_factor": 1.0})
+    rest = torch.optim.AdamW(groups, betas=BETAS, fused=device.type == "cuda")
+    if kind == "adamw":
+        return [rest]
+    muon = torch.optim.Muon(
+        [{"params": matrices, "rate_factor": MUON_RATE_FACTOR}],
+        weight_decay=WEIGHT_DECAY,
+        momentum=0.95,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, rest]
