@@ -65,8 +65,8 @@ def load_state(model: Reasoner, optimizers: Sequence[Optimizer], step: int, dire
             parameter.copy_(file.get_tensor(f"parameter.{name}"))
         for optimizer in optimizers:
             state: dict[int, dict[str, torch.Tensor]] = {}
-            for number, parameter in enumerate(_in_order(optimizer)):
-                name = names[id(parameter)]
+            for number, weight in enumerate(_in_order(optimizer)):
+                name = names[id(weight)]
                 moments = {moment: file.get_tensor(f"{moment}.{name}") for moment in MOMENTS[type(optimizer)]}
                 counted = {"step": torch.tensor(float(step))} if isinstance(optimizer, torch.optim.AdamW) else {}
                 state[number] = counted | moments
