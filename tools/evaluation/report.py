@@ -62,15 +62,15 @@ class Report:
         unfinished.replace(self._path)
 
 
-def surroundings(config: EngineConfig, module: str) -> dict[str, Any]:
-    """When, where and how `python -m module` was run."""
+def surroundings(config: EngineConfig, model: str | None, module: str) -> dict[str, Any]:
+    """When, where, how and on which model `python -m module` was run; `model` is what the user has called it."""
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     return {
         "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {package: version(package) for package in ("zipage", "torch", "triton")},
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
-        "model": Path(config.model).name,
+        "model": model or Path(config.model).name,
         "confidence": CONFIDENCE,
     }
 
