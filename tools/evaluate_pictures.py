@@ -140,10 +140,11 @@ def _title(results: Sequence[Mapping[str, Any]]) -> str:
 def main(results: tuple[Path, ...], picture: Path) -> None:
     """Draw RESULTS of tools.evaluate together; a policy of the same name must be the same in all of them."""
     loaded = [json.loads(result.read_text()) for result in results]
-    scorings: dict[str, str] = {}
+    scorings: dict[str, Any] = {}
     for run in (run for result in loaded for run in result["runs"]):
-        if scorings.setdefault(run["policy"], run["scoring"]) != run["scoring"]:
-            raise click.UsageError(f"policy {run['policy']} is both {scorings[run['policy']]} and {run['scoring']}")
+        known, scoring = scorings.setdefault(run["policy"], run["scoring_options"]), run["scoring_options"]
+        if known != scoring:
+            raise click.UsageError(f"policy {run['policy']} must be the same in all results, not {known} and {scoring}")
     draw_accuracy(loaded, picture)
 
 

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
+
 from tools.evaluation.budgets import Budget, ResidentEntries
 from tools.evaluation.engine_run import ask
 from tools.evaluation.policies import FULL_KV, Policy
 from tools.evaluation.questions import Answer, Suite
-from zipage.config import EngineConfig
+from zipage.config import EngineConfig, parse_scoring
 from zipage.errors import ConfigError
 from zipage.llm import make_config
 
@@ -74,6 +76,16 @@ class Engine:
     budget: Budget | None
     entries: Mapping[str, ResidentEntries]
 
+    def named(self) -> dict[str, Any]:
+        """Policy and budget as they were asked for, and every scoring option, because presets may change."""
+        options = msgspec.to_builtins(parse_scoring(self.policy.scoring)) if self.entries else None
+        return {
+            "policy": self.policy.name,
+            "scoring": self.policy.scoring if self.entries else None,
+            "scoring_options": options,
+            "budget": self.budget.text if self.budget else None,
+        }
+
     def facts(self, name: str) -> dict[str, int | None]:
         """`budget` and `kept` entries of the questions called `name`; `None` for full KV."""
         return asdict(self.entries[name]) if self.entries else {"budget": None, "kept": None}
@@ -121,9 +133,7 @@ def _run(
     run = ask(plan.model, options, suite.questions, budgets)
     answers = {name: suite.grade(name, results) for name, results in run.results.items()}
     groups = {name: engine.facts(name) | suite.summary(graded, full.get(name)) for name, graded in answers.items()}
-    named = {"policy": engine.policy.name, "scoring": engine.policy.scoring if budgets else None}
-    asked = {"budget": engine.budget.text if engine.budget else None, "engine_options": options}
-    return answers, named | asked | run.facts | {"groups": groups}
+    return answers, engine.named() | {"engine_options": options} | run.facts | {"groups": groups}
 
 
 def _records(suite: Suite[Answer], answers: Mapping[str, Sequence[Answer]]) -> dict[str, list[dict[str, Any]]]:
