@@ -16,6 +16,7 @@ import click
 
 from tools.evaluation.budgets import parse_budget
 from tools.evaluation.command_line import dataset_suite, engine_options, family_suite, refuse_given
+from tools.evaluation.earlier import read_full
 from tools.evaluation.plan import Plan, check, evaluate
 from tools.evaluation.policies import parse_policies
 from tools.evaluation.questions import Suite
@@ -51,6 +52,10 @@ DATASET_OPTIONS = ("layout", "samples", "temperature", "top_p", "max_tokens", "i
     help="Tokens, or a share of the mean final length, rounded up to whole blocks; repeatable.",
 )  # fmt: skip
 @click.option("--no-full", is_flag=True, help="Leave out full KV, and with it all comparisons.")
+@click.option(
+    "--full-from", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Compare with full KV as this earlier --output has it, instead of running it.",
+)  # fmt: skip
 @click.option("--option", "options", multiple=True, help="FIELD=JSON of the engine's config; repeatable.")
 @click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write.")
 @click.pass_context
@@ -62,6 +67,7 @@ def main(
     policies: tuple[str, ...],
     budgets: tuple[str, ...],
     no_full: bool,
+    full_from: Path | None,
     options: tuple[str, ...],
     output: Path,
     **asked: Any,
@@ -71,6 +77,8 @@ def main(
         refuse_given(context, DATASET_OPTIONS, "needs --dataset")
     else:
         refuse_given(context, FAMILY_OPTIONS, "excludes --dataset")
+    if no_full and full_from is not None:
+        raise click.UsageError("--no-full and --full-from exclude each other")
     plan = Plan(model, engine_options(options), parse_policies(policies), list(map(parse_budget, budgets)), not no_full)
     settings = {name: asked[name] for name in (FAMILY_OPTIONS if dataset is None else DATASET_OPTIONS)}
     try:
@@ -81,9 +89,14 @@ def main(
         else:
             suite = dataset_suite(dataset, has_chat_template(Path(config.model)), seed, **settings)
         check(suite, plan)
-        settings |= {"dataset": dataset and dataset.name, "seed": seed}
-        report = Report(output, surroundings(config, model, "tools.evaluate") | {"questions": settings})
-        evaluate(suite, plan, report.add)
+        facts = surroundings(config, model, "tools.evaluate")
+        facts["questions"] = settings | {"dataset": dataset and dataset.name, "seed": seed}
+        earlier = None
+        if full_from is not None:
+            names = [questions.name for questions in suite.questions]
+            earlier = read_full(full_from, facts["model"], facts["questions"], names)
+        report = Report(output, facts)
+        evaluate(suite, plan, earlier, report.add)
     except ZipageError as error:
         raise click.ClickException(str(error)) from None
     click.echo("\n".join(table(report.facts["runs"])))

@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
 from tools import evaluate_pictures
 from tools.evaluate import main
-from tools.evaluation.synthetic import draw
+from tools.evaluation.earlier import read_full
+from tools.evaluation.questions import from_record
+from tools.evaluation.synthetic import FamilyAnswer, draw
 from tools.reasoning.batches import BatchShape, stack
 from tools.reasoning.checkpoint import export
 from tools.reasoning.encoding import pack
@@ -75,6 +78,7 @@ def test_full_kv_is_exact_and_a_small_budget_is_compared_with_it(by_heart: Path,
     assert lines[0].split()[0] == "policy"
     assert [line.split("  ")[0] for line in lines[1:]] == ["full KV", "recency"]
     check_picture(output, tmp_path / "picture.png")
+    check_full_kv_can_be_compared_again(output)
 
 
 def check_answers(path: Path) -> None:
@@ -87,6 +91,21 @@ def check_answers(path: Path) -> None:
         assert answer["questions"] == "machine"
         assert answer["prompt_tokens"] > 40
     assert answers[0]["exact"]
+
+
+def check_full_kv_can_be_compared_again(path: Path) -> None:
+    facts = json.loads(path.read_text())
+    model, settings = facts["model"], facts["questions"]
+    full = read_full(path, model, settings | {"families": ("machine", "ledger")}, ["machine"])
+    assert full.facts == facts["runs"][0] | {"copied_from": "result.json"}
+    answers = [from_record(FamilyAnswer, record) for record in full.answers["machine"]]
+    assert [(answer.exact, answer.effort.finish_reason) for answer in answers] == [(True, "stop")] * 2
+    with pytest.raises(click.ClickException, match="seed was 0, not 1"):
+        read_full(path, model, settings | {"seed": 1}, ["machine"])
+    with pytest.raises(click.ClickException, match="model was"):
+        read_full(path, "other", settings, ["machine"])
+    with pytest.raises(click.ClickException, match="does not have all answers of full KV to ledger"):
+        read_full(path, model, settings, ["machine", "ledger"])
 
 
 def check_picture(result: Path, picture: Path) -> None:
@@ -125,6 +144,8 @@ def test_a_data_set_whose_budget_is_a_share_of_measured_lengths(untrained: Path,
         ("--option blocksize=8", "did you mean block_size?"),
         ("--option block_size=7", "block_size must be one of"),
         ("--budget 16 --prompts 1", "policy default, budget 16, machine: kv_budget"),
+        ("--full-from {file}", "file.jsonl has no run of full KV"),
+        ("--full-from {file} --no-full", "--no-full and --full-from exclude each other"),
         ("--samples 4", "--samples needs --dataset"),
         ("--dataset {file}", "--dataset needs --layout"),
         ("--dataset {file} --layout gsm8k --prompts 5", "--prompts excludes --dataset"),

@@ -8,8 +8,9 @@ import click
 import pytest
 
 from tools.evaluation.answers import is_right, last_box, parse_answer, parse_expression
-from tools.evaluation.dataset import Asking, DatasetSuite
+from tools.evaluation.dataset import Asking, DatasetAnswer, DatasetSuite
 from tools.evaluation.dataset_files import LAYOUTS, Problem, read_problems
+from tools.evaluation.questions import from_record, to_record
 from zipage import SamplingParams
 from zipage.messages import RequestMetrics
 from zipage.results import Completion, RequestOutput
@@ -148,7 +149,8 @@ def test_answers_that_cannot_be_parsed_are_wrong_and_counted() -> None:
     assert facts["pass_at"] == pytest.approx({"1": 0.5, "2": (1 + 5 / 6) / 3, "4": 2 / 3})
     assert facts["ratio"] == pytest.approx({"value": 0.5, "low": 0.0, "high": 1.0})
     assert facts["compressions_per_request"] == 2
-    record = suite.record(answers[5])
+    record = to_record(answers[5])
+    assert from_record(DatasetAnswer, record) == answers[5]
     assert (record["problem"], record["sample"], record["text"], record["right"]) == ("2", 1, "2", True)
 
 

@@ -95,6 +95,10 @@ class DatasetSuite:
     def questions(self) -> Sequence[Questions]:
         return [self._questions]
 
+    @property
+    def answer_type(self) -> type[DatasetAnswer]:
+        return DatasetAnswer
+
     def check(self, config: EngineConfig) -> None:
         """Raises click.ClickException where a problem cannot be put to the model."""
         tokenizer = load_model_text(Path(config.model)).tokenizer
@@ -129,11 +133,6 @@ class DatasetSuite:
             "pass_at": {str(k): fmean(pass_at_k(right, samples, k) for right in counts) for k in _powers(samples)},
             "unparsed": sum(not answer.parsed for answer in answers),
         } | effort_facts([answer.effort for answer in answers])
-
-    def record(self, answer: DatasetAnswer) -> dict[str, Any]:
-        """One answer as JSON."""
-        fields = asdict(answer)
-        return fields | fields.pop("effort")
 
     def _right_counts(self, answers: Sequence[DatasetAnswer]) -> list[int]:
         """Right answers to each problem."""

@@ -9,13 +9,21 @@ import msgspec
 from tools.evaluation.budgets import Budget, ResidentEntries
 from tools.evaluation.engine_run import ask
 from tools.evaluation.policies import FULL_KV, Policy
-from tools.evaluation.questions import Answer, Suite
+from tools.evaluation.questions import Answer, Suite, from_record, to_record
 from zipage.config import EngineConfig, parse_scoring
 from zipage.errors import ConfigError
 from zipage.llm import make_config
 
-Record = Callable[[dict[str, Any], dict[str, list[dict[str, Any]]]], None]
-"""Keeps the facts of one run, and its answers by the name of their questions."""
+Records = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Answers as JSON by the name of their questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """One engine's facts and answers, all JSON."""
+
+    facts: Mapping[str, Any]
+    answers: Records
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Plan:
         model: a directory or a hub id; `None` is the bundled model.
         options: fields of `EngineConfig`, but for `kv_budget` and `scoring`.
         policies, budgets: all pairs of them are run.
-        full: run full KV before them.
+        full: run full KV before them, or have its answers from an earlier evaluation.
     """
 
     model: str | None
@@ -105,23 +113,41 @@ def check(suite: Suite[Answer], plan: Plan) -> None:
         plan.resident_entries(policy, budget, known)
 
 
-def evaluate(suite: Suite[Answer], plan: Plan, record: Record) -> None:
+def evaluate(
+    suite: Suite[Answer], plan: Plan, earlier: RecordedRun | None, record: Callable[[RecordedRun], None]
+) -> None:
     """Run everything; `record` gets every run as soon as it has ended.
+
+    Args:
+        suite: the questions.
+        plan: the runs.
+        earlier: full KV's answers to the same questions; `None` to run it, where the plan says so.
+        record: keeps a run.
 
     Raises:
         ConfigError, EngineError, click.ClickException: as for `check` and `ask`.
     """
-    lengths = {questions.name: questions.mean_length for questions in suite.questions}
-    full: dict[str, list[Answer]] = {}
-    if plan.full:
+    full: Mapping[str, Sequence[Answer]] = {}
+    if earlier is not None:
+        full = {
+            name: [from_record(suite.answer_type, each) for each in group] for name, group in earlier.answers.items()
+        }
+        record(earlier)
+    elif plan.full:
         full, facts = _run(suite, plan, Engine(Policy(FULL_KV, "default"), None, {}), {})
-        measured = {name: group["mean_final_length"] for name, group in facts["groups"].items()}
-        lengths = {name: measured[name] if length is None else length for name, length in lengths.items()}
-        record(facts, _records(suite, full))
+        record(_recorded(facts, full))
+    lengths = mean_lengths(suite, full)
     for policy, budget in plan.pairs():
-        entries = plan.resident_entries(policy, budget, lengths)
-        answers, facts = _run(suite, plan, Engine(policy, budget, entries), full)
-        record(facts, _records(suite, answers))
+        engine = Engine(policy, budget, plan.resident_entries(policy, budget, lengths))
+        answers, facts = _run(suite, plan, engine, full)
+        record(_recorded(facts, answers))
+
+
+def mean_lengths(suite: Suite[Answer], full: Mapping[str, Sequence[Answer]]) -> dict[str, float | None]:
+    """Mean tokens of prompt and answer by the name of the questions: right answers, or else those of full KV."""
+    lengths = {questions.name: questions.mean_length for questions in suite.questions}
+    measured = {name: suite.summary(answers, None)["mean_final_length"] for name, answers in full.items()}
+    return {name: measured.get(name) if length is None else length for name, length in lengths.items()}
 
 
 def _run(
@@ -136,5 +162,5 @@ def _run(
     return answers, engine.named() | {"engine_options": options} | run.facts | {"groups": groups}
 
 
-def _records(suite: Suite[Answer], answers: Mapping[str, Sequence[Answer]]) -> dict[str, list[dict[str, Any]]]:
-    return {name: [suite.record(answer) for answer in group] for name, group in answers.items()}
+def _recorded(facts: dict[str, Any], answers: Mapping[str, Sequence[Answer]]) -> RecordedRun:
+    return RecordedRun(facts, {name: [to_record(answer) for answer in group] for name, group in answers.items()})

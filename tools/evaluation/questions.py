@@ -1,8 +1,8 @@
 """What an engine is asked, and how answers are counted, whatever the questions are."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 from typing import Any, Protocol, TypeVar
 
@@ -53,8 +53,9 @@ class Suite(Protocol[Answer]):
         """Shares with their intervals as JSON, compared with the answers of full KV where there are any."""
         ...
 
-    def record(self, answer: Answer) -> dict[str, Any]:
-        """One answer as JSON."""
+    @property
+    def answer_type(self) -> type[Answer]:
+        """A data class with an `effort`, whose other fields are JSON."""
         ...
 
 
@@ -80,6 +81,24 @@ class Effort:
             metrics.peak_blocks,
             completion.finish_reason,
         )
+
+
+def to_record(answer: Any) -> dict[str, Any]:
+    """An answer of a suite as a flat JSON object, with the fields of its effort."""
+    own = asdict(answer)
+    return own | own.pop("effort")
+
+
+def from_record(answer_type: type[Answer], record: Mapping[str, Any]) -> Answer:
+    """The answer that `to_record` made this of, which may have further fields.
+
+    Raises:
+        KeyError: a field is missing.
+    """
+    make: Callable[..., Answer] = answer_type
+    effort = Effort(**{field.name: record[field.name] for field in fields(Effort)})
+    names = [field.name for field in fields(answer_type) if field.name != "effort"]  # type: ignore[arg-type]
+    return make(**{name: record[name] for name in names}, effort=effort)
 
 
 def effort_facts(efforts: Sequence[Effort]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tools.evaluation.intervals import CONFIDENCE
+from tools.evaluation.plan import RecordedRun
 from zipage.config import EngineConfig
 
 COLUMNS = (
@@ -41,17 +42,17 @@ class Report:
         """Begin both files anew."""
         self.facts: dict[str, Any] = {**facts, "runs": []}
         self._path = path
-        self._answers = path.with_suffix(".answers.jsonl")
+        self._answers = answers_file(path)
         self._answers.write_text("")
         self._write()
 
-    def add(self, run: Mapping[str, Any], answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Keep the facts of one run, and its answers by the name of their questions."""
-        self.facts["runs"].append(run)
+    def add(self, run: RecordedRun) -> None:
+        """Keep one run."""
+        self.facts["runs"].append(run.facts)
         self._write()
-        named = {"policy": run["policy"], "budget": run["budget"]}
+        named = {"policy": run.facts["policy"], "budget": run.facts["budget"]}
         with self._answers.open("a") as file:
-            for questions, group in answers.items():
+            for questions, group in run.answers.items():
                 for number, answer in enumerate(group):
                     file.write(json.dumps({**named, "questions": questions, "number": number, **answer}) + "\n")
 
@@ -60,6 +61,11 @@ class Report:
         unfinished = self._path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(self.facts, indent=1) + "\n")
         unfinished.replace(self._path)
+
+
+def answers_file(path: Path) -> Path:
+    """The file of answers beside a file of results."""
+    return path.with_suffix(".answers.jsonl")
 
 
 def surroundings(config: EngineConfig, model: str | None, module: str) -> dict[str, Any]:

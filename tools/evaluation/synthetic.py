@@ -101,6 +101,10 @@ class FamilySuite:
     def questions(self) -> Sequence[Questions]:
         return self._questions
 
+    @property
+    def answer_type(self) -> type[FamilyAnswer]:
+        return FamilyAnswer
+
     def check(self, config: EngineConfig) -> None:
         """Raises click.ClickException where the model has another tokenizer, or answers would be too long for it."""
         directory = Path(config.model)
@@ -139,11 +143,6 @@ class FamilySuite:
                 f"{name}ratio": asdict(ratio) if ratio else None,
             }
         return facts | effort_facts([answer.effort for answer in answers])
-
-    def record(self, answer: FamilyAnswer) -> dict[str, Any]:
-        """One answer as JSON."""
-        fields = asdict(answer)
-        return fields | fields.pop("effort")
 
 
 def _ask(family: str, tasks: Sequence[Task]) -> Questions:
