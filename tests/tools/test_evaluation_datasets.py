@@ -157,4 +157,6 @@ def test_answers_that_cannot_be_parsed_are_wrong_and_counted() -> None:
 def test_pass_at_k_of_one_sample() -> None:
     suite = make_suite(1)
     answers = suite.grade("numbers", [of_texts(["\\boxed{1}"])] * 3)
-    assert suite.summary(answers, None)["pass_at"] == pytest.approx({"1": 1 / 3})
+    facts = suite.summary(answers, answers)
+    assert facts["pass_at"] == pytest.approx({"1": 1 / 3})
+    assert facts["ratio"]["low"] < facts["ratio"]["value"] == 1.0 < facts["ratio"]["high"]

@@ -10,8 +10,8 @@ import click
 
 from tools.evaluation.answers import is_right, parse_answer
 from tools.evaluation.dataset_files import Problem
-from tools.evaluation.intervals import clustered_share, pass_at_k, resampled_ratio
-from tools.evaluation.questions import Effort, Questions, effort_facts
+from tools.evaluation.intervals import Estimate, clustered_share, paired_ratio, pass_at_k, resampled_ratio
+from tools.evaluation.questions import Effort, Questions, effort_facts, length_limit
 from zipage import InvalidRequestError, SamplingParams
 from zipage.client_requests import Conversation
 from zipage.config import EngineConfig
@@ -101,15 +101,19 @@ class DatasetSuite:
 
     def check(self, config: EngineConfig) -> None:
         """Raises click.ClickException where a problem cannot be put to the model."""
-        tokenizer = load_model_text(Path(config.model)).tokenizer
+        tokenizer, limit = load_model_text(Path(config.model)).tokenizer, length_limit(config)
         for problem, prompt in zip(self._problems, self._questions.prompts, strict=True):
             try:
                 if isinstance(prompt, str):
-                    tokenizer.encode(prompt)
+                    token_ids = tokenizer.encode(prompt)
                 else:
-                    tokenizer.encode_chat([dict(message) for message in prompt])
+                    token_ids = tokenizer.encode_chat([dict(message) for message in prompt])
             except InvalidRequestError as error:
                 raise click.ClickException(f"problem {problem.name}: {error}") from None
+            if len(token_ids) >= limit:
+                raise click.ClickException(
+                    f"problem {problem.name} has {len(token_ids)} tokens; the limit of {limit} leaves no room to answer"
+                )
 
     def grade(self, name: str, results: Sequence[RequestOutput]) -> list[DatasetAnswer]:
         """The answers to the first problem, then those to the next."""
@@ -123,7 +127,7 @@ class DatasetSuite:
         """`share` is pass@1, the mean over problems of their share of right answers."""
         counts, samples = self._right_counts(answers), self._asking.samples
         means = [right / samples for right in counts]
-        ratio = resampled_ratio(means, [right / samples for right in self._right_counts(full)]) if full else None
+        ratio = self._ratio(counts, self._right_counts(full)) if full else None
         return {
             "problems": len(self._problems),
             "count": len(answers),
@@ -133,6 +137,12 @@ class DatasetSuite:
             "pass_at": {str(k): fmean(pass_at_k(right, samples, k) for right in counts) for k in _powers(samples)},
             "unparsed": sum(not answer.parsed for answer in answers),
         } | effort_facts([answer.effort for answer in answers])
+
+    def _ratio(self, counts: Sequence[int], full: Sequence[int]) -> Estimate | None:
+        """Of pass@1, from right answers to each problem."""
+        if self._asking.samples == 1:
+            return paired_ratio(list(map(bool, counts)), list(map(bool, full)))
+        return resampled_ratio(counts, full)
 
     def _right_counts(self, answers: Sequence[DatasetAnswer]) -> list[int]:
         """Right answers to each problem."""

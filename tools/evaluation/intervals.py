@@ -76,16 +76,17 @@ def clustered_share(means: Sequence[float], samples: int) -> Estimate:
     return Estimate(value, *wilson(value * effective, effective))
 
 
-def resampled_ratio(means: Sequence[float], reference: Sequence[float], seed: int = 0) -> Estimate | None:
-    """`mean(means) / mean(reference)` of the same problems, with the percentiles of a bootstrap over problems.
+def resampled_ratio(values: Sequence[float], reference: Sequence[float], seed: int = 0) -> Estimate | None:
+    """`mean(values) / mean(reference)` of the same problems, with the percentiles of a bootstrap over problems.
 
     `None` where the reference is 0, also in so many of the resampled sets that its interval has no end.
     """
-    pairs = np.stack([np.asarray(means, dtype=float), np.asarray(reference, dtype=float)])
+    pairs = np.stack([np.asarray(values, dtype=float), np.asarray(reference, dtype=float)])
     if not pairs[1].any():
         return None
-    chosen = np.random.default_rng(seed).integers(pairs.shape[1], size=(RESAMPLINGS, pairs.shape[1]))
-    mine, other = pairs[:, chosen].mean(-1)
+    problems = pairs.shape[1]
+    drawn = np.random.default_rng(seed).multinomial(problems, np.full(problems, 1 / problems), size=RESAMPLINGS)
+    mine, other = pairs @ drawn.T
     ratios = np.sort(np.divide(mine, other, out=np.full_like(mine, np.inf), where=other > 0))
     low, high = (float(ratios[round(quantile * (RESAMPLINGS - 1))]) for quantile in (0.025, 0.975))
     return Estimate(float(pairs[0].mean() / pairs[1].mean()), low, high) if math.isfinite(high) else None

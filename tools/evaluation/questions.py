@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol, TypeVar
 
@@ -11,6 +12,7 @@ import click
 from zipage import SamplingParams
 from zipage.client_requests import Conversation
 from zipage.config import EngineConfig
+from zipage.models.config import load_model_config
 from zipage.results import Completion, RequestOutput
 
 Answer = TypeVar("Answer")
@@ -110,6 +112,12 @@ def effort_facts(efforts: Sequence[Effort]) -> dict[str, Any]:
         "peak_blocks_of_a_request": max(each.peak_blocks for each in efforts),
         "finish_reasons": dict(Counter(each.finish_reason for each in efforts)),
     }
+
+
+def length_limit(config: EngineConfig) -> int:
+    """Most tokens of prompt and answer: the engine's limit or the model's."""
+    limit = load_model_config(Path(config.model)).max_model_len
+    return limit if config.max_model_len is None else min(limit, config.max_model_len)
 
 
 def accepted(name: str, results: Sequence[RequestOutput]) -> Sequence[RequestOutput]:

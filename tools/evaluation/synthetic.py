@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from tools.evaluation.intervals import paired_ratio, share
-from tools.evaluation.questions import Effort, Questions, effort_facts
+from tools.evaluation.questions import Effort, Questions, effort_facts, length_limit
 from tools.reasoning.encoding import Document, encode
 from tools.reasoning.example import Example
 from tools.reasoning.families import FAMILIES
@@ -19,7 +19,6 @@ from tools.reasoning.vocabulary import END_THINK, TOKEN_IDS
 from zipage import InvalidRequestError, SamplingParams
 from zipage.client_requests import Conversation
 from zipage.config import EngineConfig
-from zipage.models.config import load_model_config
 from zipage.results import RequestOutput
 from zipage.text.model_text import load_model_text
 
@@ -107,9 +106,8 @@ class FamilySuite:
 
     def check(self, config: EngineConfig) -> None:
         """Raises click.ClickException where the model has another tokenizer, or answers would be too long for it."""
-        directory = Path(config.model)
+        directory, limit = Path(config.model), length_limit(config)
         tokenizer = load_model_text(directory).tokenizer
-        limit = min(filter(None, (config.max_model_len, load_model_config(directory).max_model_len)))
         for family, tasks in self._tasks.items():
             try:
                 token_ids = tokenizer.encode_chat([dict(message) for message in tasks[0].conversation])
