@@ -171,6 +171,14 @@ def test_bad_input_is_refused_before_an_engine_starts(
     assert not output.exists()
 
 
+def test_an_output_that_cannot_be_written_is_refused(untrained: Path, tmp_path: Path) -> None:
+    result = invoke(
+        "--model", str(untrained), "--budget", "64", "--output", str(tmp_path / "no" / "x.json"), *SIZES.split()
+    )
+    assert result.exit_code == 1
+    assert "--output" in result.output
+
+
 def group(right: int, budget: int | None) -> dict[str, Any]:
     value = right / 10
     share = {"value": value, "low": max(0.0, value - 0.1), "high": min(1.0, value + 0.1)}

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from tools.evaluation.intervals import CONFIDENCE
@@ -39,12 +40,15 @@ class Report:
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
-        """Begin both files anew."""
+        """Begin both files anew; raises click.ClickException where they cannot be written."""
         self.facts: dict[str, Any] = {**facts, "runs": []}
         self._path = path
         self._answers = answers_file(path)
-        self._answers.write_text("")
-        self._write()
+        try:
+            self._answers.write_text("")
+            self._write()
+        except OSError as error:
+            raise click.ClickException(f"--output {path}: {error}") from None
 
     def add(self, run: RecordedRun) -> None:
         """Keep one run."""
