@@ -49,12 +49,12 @@ def run(trainer: Trainer, workers: int, evaluate_every: int, deadline: float, lo
             tokens = (trainer.step - logged) * batch_shape.rows * batch_shape.length
             pace = {"tokens_per_second": round(tokens / seconds), "waiting_share": round(waited / seconds, 3)}
             log(
-                {"step": trainer.step, "loss": value, "longest": longest_trace(trainer.step / batch_shape.steps)} | pace
+                {"step": trainer.step, "loss": value, "longest": longest_trace(batch_shape.progress(trainer.step))} | pace
             )
             started, waited, logged = time.monotonic(), 0.0, trainer.step
         if trainer.step % evaluate_every == 0:
             trainer.save(output)
-            longest = longest_trace(trainer.step / batch_shape.steps)
+            longest = longest_trace(batch_shape.progress(trainer.step))
             log({"step": trainer.step} | accuracies(trainer, 16, longest // 3, longest))
             started, waited, logged = time.monotonic(), 0.0, trainer.step
     trainer.save(output)
@@ -118,7 +118,7 @@ def main(
     if resume and weights is not None:
         raise click.UsageError("--resume and --weights exclude each other")
     model = Shape(layers=layers, hidden=hidden, intermediate=3 * hidden)
-    settings = Settings(model, BatchShape(rows, length, steps), peak_rate, seed, optimizer)
+    settings = Settings(model, BatchShape(rows, length, steps, grows=weights is None), peak_rate, seed, optimizer)
     output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if resume:

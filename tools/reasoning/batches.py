@@ -30,11 +30,20 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """`rows` sequences of `length` tokens; `steps` is how many batches a whole training has."""
+    """`rows` sequences of `length` tokens; `steps` is how many batches a whole training has.
+
+    Traces grow longer over the first part of the training, unless it begins with weights that know short ones
+    (`grows`).
+    """
 
     rows: int
     length: int
     steps: int
+    grows: bool = True
+
+    def progress(self, step: int) -> float:
+        """What the lengths of a step's traces depend on (`schedule.trace_size`), in [0, 1]."""
+        return step / self.steps if self.grows else 1.0
 
 
 class TrainingBatches(Dataset[Batch]):
@@ -49,7 +58,7 @@ class TrainingBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         rng = random.Random(f"{self.seed} train {step}")
-        filler = RowFiller(rng, step / self.shape.steps)
+        filler = RowFiller(rng, self.shape.progress(step))
         rows = [pack(filler.documents(self.shape.length), self.shape.length) for _ in range(self.shape.rows)]
         return stack(rows)
 
@@ -58,7 +67,7 @@ class RowFiller:
     """Draws documents of random families for one row after the other."""
 
     def __init__(self, rng: random.Random, progress: float) -> None:
-        """`progress` is the share of all steps made, which the lengths depend on (`schedule.trace_size`)."""
+        """`progress` is what `BatchShape.progress` gives."""
         self._rng = rng
         self._progress = progress
         self._families = list(FAMILIES.values())
