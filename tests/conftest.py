@@ -21,6 +21,9 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    from triton_interpreter import remember_builtins
+
+    remember_builtins()
 
 
 @pytest.fixture
