@@ -13,6 +13,7 @@ import zmq.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 from process_helpers import short_temporary_directory
+from small_pools import small_geometry
 
 from zipage import links
 from zipage.engine_messages import (
@@ -24,7 +25,6 @@ from zipage.engine_messages import (
     JobFailed,
     OpenPool,
     PoolExport,
-    PoolGeometry,
     PoolOpened,
     Ready,
     Step,
@@ -40,9 +40,7 @@ from zipage.sampling_params import SamplingParams
 
 SECONDS = 30.0
 EXPORT = PoolExport(
-    geometry=PoolGeometry(
-        num_layers=2, num_blocks=8, block_size=16, num_query_heads=4, num_kv_heads=2, head_dim=16, dtype="float32"
-    ),
+    geometry=small_geometry(),
     device="cpu",
     max_model_len=128,
     vocab_size=1000,
