@@ -21,6 +21,9 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    from triton_interpreter import remember_builtins
+
+    remember_builtins()
 
 
 @pytest.fixture
@@ -34,3 +37,10 @@ def engine_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         assert wait_until(lambda: not leftovers(directory)), leftovers(directory)
         assert not children_of(os.getpid()), "not reaped"
         assert len(os.listdir("/proc/self/fd")) <= len(descriptors)
+
+
+@pytest.fixture
+def runtime_dir() -> Iterator[Path]:
+    """Where sockets can be bound."""
+    with short_temporary_directory() as directory:
+        yield directory

@@ -3,13 +3,13 @@
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 import msgspec
 import zmq
+from process_helpers import wait_until
 
 from zipage.config import EngineConfig
 from zipage.errors import EngineError
@@ -212,14 +212,6 @@ class FakeSupervisor:
         self.shutdown()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait for something that another thread or process does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
-
-
 def main(directory: str, *arguments: str) -> int:
     """Run a command line of zipage against a fake engine; what the engine saw goes into `directory`/seen."""
     from zipage.cli import main as zipage_main
@@ -236,7 +228,7 @@ def main(directory: str, *arguments: str) -> int:
         try:
             return zipage_main(list(arguments))
         finally:
-            wait_until(lambda: len(engine.aborted) >= int(os.environ.get("EXPECTED_ABORTS", "0")))
+            assert wait_until(lambda: len(engine.aborted) >= int(os.environ.get("EXPECTED_ABORTS", "0")))
             ended = [supervisor.shutdowns for supervisor in supervisors]
             Path(directory, "seen").write_text(f"aborted {len(engine.aborted)}, shutdowns {ended}")
 

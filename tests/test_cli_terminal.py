@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fake_engine import wait_until
+from process_helpers import wait_until
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 
@@ -59,7 +59,7 @@ def test_an_interrupted_file_is_finished_by_the_same_command(tmp_path):
     source.write_text('{"prompt": "a"}\n{"prompt": "hang"}\n')
     arguments = ["run", "--input", source, "--output", output]
     with running(tmp_path, *arguments, aborts=1, stderr=subprocess.PIPE) as process:
-        wait_until(lambda: output.exists() and output.read_bytes().endswith(b"\n"))
+        assert wait_until(lambda: output.exists() and output.read_bytes().endswith(b"\n"))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fake_engine import QUEUE_FULL, FakeEngine, answer_with, fake_status, wait_until
+from fake_engine import QUEUE_FULL, FakeEngine, answer_with, fake_status
+from process_helpers import wait_until
 
 from zipage.client import Client
 from zipage.client_requests import PendingRequests
@@ -181,7 +182,7 @@ def test_closing_a_stream_early_aborts_it(engine, client):
     stream = client.stream("hang")
     assert next(stream).text == "HANG"
     stream.close()
-    wait_until(lambda: engine.aborted == [engine.requests[0].request_id])
+    assert wait_until(lambda: engine.aborted == [engine.requests[0].request_id])
     assert client.generate("a")[0].text == "A"
 
 
@@ -243,7 +244,7 @@ def test_leaving_early_aborts_what_is_unfinished(engine, client):
     results = client.completed([GenerationRequest(request_id=name, prompt=f"{name} x") for name in ("a", "hang")])
     next(results)
     results.close()
-    wait_until(lambda: engine.aborted == ["hang"])
+    assert wait_until(lambda: engine.aborted == ["hang"])
 
 
 def test_an_interrupt_aborts_what_is_unfinished(engine):
@@ -254,14 +255,14 @@ def test_an_interrupt_aborts_what_is_unfinished(engine):
     with Client(engine.address, check=interrupt) as client:
         with pytest.raises(KeyboardInterrupt):
             client.generate(["hang", "hang"])
-        wait_until(lambda: len(engine.aborted) == 2)
+        assert wait_until(lambda: len(engine.aborted) == 2)
 
 
 def test_closing_the_client_aborts_what_is_unfinished(engine):
     with Client(engine.address) as client:
         client.submit([GenerationRequest(request_id="x", prompt="hang")])
-        wait_until(lambda: engine.submits)
-    wait_until(lambda: engine.aborted == ["x"])
+        assert wait_until(lambda: engine.submits)
+    assert wait_until(lambda: engine.aborted == ["x"])
     with pytest.raises(EngineError, match="client is closed"):
         client.generate("a")
     client.close()

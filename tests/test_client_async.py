@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 
 import pytest
-from fake_engine import QUEUE_FULL, FakeEngine, wait_until
+from fake_engine import QUEUE_FULL, FakeEngine
+from process_helpers import wait_until
 
 from zipage.client import AsyncClient
 from zipage.errors import EngineError, InvalidRequestError
@@ -106,7 +107,7 @@ def test_closing_a_stream_early_aborts_it(engine):
             async for output in stream:
                 assert output.text == "HANG"
                 break
-        await asyncio.to_thread(wait_until, lambda: engine.aborted)
+        assert await asyncio.to_thread(wait_until, lambda: engine.aborted)
         assert (await client.status()).blocks_total == 100
 
     with_client(engine, work)
@@ -116,11 +117,11 @@ def test_closing_a_stream_early_aborts_it(engine):
 def test_a_cancelled_task_aborts_its_requests(engine):
     async def work(client):
         task = asyncio.create_task(client.generate(["hang", "hang"]))
-        await asyncio.to_thread(wait_until, lambda: engine.submits)
+        assert await asyncio.to_thread(wait_until, lambda: engine.submits)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.to_thread(wait_until, lambda: len(engine.aborted) == 2)
+        assert await asyncio.to_thread(wait_until, lambda: len(engine.aborted) == 2)
 
     with_client(engine, work)
 
@@ -137,7 +138,7 @@ def test_abort_ends_a_submitted_request(engine):
 def test_closing_wakes_those_who_wait(engine):
     async def work(client):
         task = asyncio.create_task(client.generate("hang"))
-        await asyncio.to_thread(wait_until, lambda: engine.submits)
+        assert await asyncio.to_thread(wait_until, lambda: engine.submits)
         await client.close()
         with pytest.raises(EngineError, match="client is closed"):
             await task
@@ -145,7 +146,7 @@ def test_closing_wakes_those_who_wait(engine):
             await client.generate("a")
 
     with_client(engine, work)
-    wait_until(lambda: len(engine.aborted) == 1)
+    assert wait_until(lambda: len(engine.aborted) == 1)
 
 
 def test_a_silent_engine_is_an_error_for_every_task(engine):

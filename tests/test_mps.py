@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from process_helpers import children_of, running, short_temporary_directory, wait_until
+from process_helpers import children_of, running, wait_until
 from supervisor_helpers import commands, read_json, user_program
 
 from zipage.config import EngineConfig
@@ -165,12 +165,6 @@ def stop():
     yield read_fd, write_fd
     os.close(read_fd)
     os.close(write_fd)
-
-
-@pytest.fixture
-def runtime_dir():
-    with short_temporary_directory() as directory:
-        yield directory
 
 
 class TestDaemon:

@@ -32,6 +32,12 @@ def start_failure(config: EngineConfig = CONFIG, **behaviours: str) -> EngineErr
     return caught.value
 
 
+def blocked_signals(task: Path) -> int:
+    """The mask of a process, or of a thread, by its directory in /proc."""
+    lines = (task / "status").read_text().splitlines()
+    return next(int(line.split()[1], 16) for line in lines if line.startswith("SigBlk:"))
+
+
 def test_default_commands_run_the_worker_modules() -> None:
     assert {name: list(command[1:]) for name, command in WORKER_COMMANDS.items()} == {
         name: ["-m", f"zipage.workers.{name}"] for name in ("mps", "tokenizer", "scheduler", "decode", "compression")
@@ -255,6 +261,21 @@ def test_end_of_a_forked_process_leaves_the_engine_alone() -> None:
         read_json(program)
         assert read_json(program) == [False, True]
         assert program.wait(30) == 0
+
+
+def test_signals_wake_the_main_thread_of_every_process() -> None:
+    ended_by = 1 << (signal.SIGINT - 1) | 1 << (signal.SIGTERM - 1)
+    threads, before = Path("/proc/self/task"), os.listdir("/proc/self/task")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with start(tokenizer="serve", decode="serve") as supervisor:
+        of_the_engine = [thread for thread in threads.iterdir() if thread.name not in before]
+        assert of_the_engine
+        assert all(blocked_signals(thread) & ended_by == ended_by for thread in of_the_engine)
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+        for pid in supervisor.processes.values():
+            main, *others = sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda thread: int(thread.name) != pid)
+            assert blocked_signals(main) == 0
+            assert all(blocked_signals(thread) & ended_by == ended_by for thread in others)
 
 
 def test_ctrl_c_reaches_only_the_users_program() -> None:

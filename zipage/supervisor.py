@@ -1,8 +1,9 @@
 """A running engine, for the program that started it: its processes, watched from a thread of that program.
 
 The supervisor is a daemon thread that owns the children and everything they share, so that neither signals nor other
-threads of the program can come between. It starts workers again that have ended (zipage/watch.py, and the rule in
-zipage/restarts.py), and ends all processes when that is impossible or the program is done. It loads no model library.
+threads of the program can come between; it leaves signals to the program's own threads. It starts workers again that
+have ended (zipage/watch.py, and the rule in zipage/restarts.py), and ends all processes when that is impossible or the
+program is done. It loads no model library.
 
 The children (zipage/children.py) share a runtime directory (0700) with the options, the sockets and a log per child.
 """
@@ -11,10 +12,11 @@ import atexit
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -84,7 +86,8 @@ class Supervisor:
         supervisor = cls(config, commands, plan)
         atexit.register(supervisor.shutdown)
         try:
-            supervisor._thread.start()
+            with _signals_blocked():
+                supervisor._thread.start()
             supervisor._settled.wait()
             supervisor.check()
         except BaseException:
@@ -183,6 +186,23 @@ class Supervisor:
     def _fail(self, error: EngineError) -> None:
         self.failure = error
         self.failed.set()
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Threads and processes that are started meanwhile begin with all signals blocked but SIGCHLD.
+
+    Python handles signals in the main thread, and one that another thread has taken from the kernel does not wake it:
+    Ctrl-C would do nothing for as long as the program sleeps. A thread that starts processes takes many of them,
+    because that blocks all signals for a moment, and whoever unblocks them first is given those that wait. SIGCHLD is
+    dropped where it is not blocked; else the end of every child would wake the main thread.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGCHLD})
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _make_runtime_dir(resources: contextlib.ExitStack) -> Path:

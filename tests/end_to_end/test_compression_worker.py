@@ -14,6 +14,7 @@ import pytest
 import torch
 import zmq
 from process_helpers import short_temporary_directory
+from small_pools import small_geometry
 
 from zipage.config import EngineConfig
 from zipage.engine_messages import (
@@ -23,7 +24,6 @@ from zipage.engine_messages import (
     CompressionWorkerMessage,
     OpenPool,
     PoolExport,
-    PoolGeometry,
     PoolOpened,
     SwapDone,
     SwapIn,
@@ -33,14 +33,11 @@ from zipage.execution.pool import KVPool, allocate_on_host
 from zipage.links import control_address
 from zipage.workers.process import CONFIG_FILE
 
-GEOMETRY = PoolGeometry(
+GEOMETRY = small_geometry(
     num_layers=2,
     num_blocks=16,
     block_size=8,
     num_query_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    dtype="float32",
     num_query_slots=2,
     num_query_buffers=4,
     window=16,

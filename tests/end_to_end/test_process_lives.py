@@ -68,8 +68,8 @@ def test_a_fresh_run_answers_exactly(temporary: Path) -> None:
 def test_without_arguments_the_bundled_model_shows_its_task(temporary: Path) -> None:
     code, out, err = run_command("run")
     assert code == 0
-    assert out.strip().startswith("=") or "=" in out
-    assert "exact" in err
+    assert "=" in out
+    assert "The answer is exact, to the last character." in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -115,11 +115,6 @@ def test_a_worker_that_is_late_is_named(temporary: Path) -> None:
     ("arguments", "words"),
     [
         (("--kv-cache-gb", "0.000001"), "raise kv_cache_gb"),
-        (("--kv-cache-gb", "0.001", "--kv-budget", "4096"), "lower kv_budget"),
-        (("--max-model-len", "20000"), "max_model_len must be in [2, 16384]"),
-        (("--kv-cache-gb", "0.001", "--max-model-len", "16000"), "raise kv_cache_gb or set kv_budget"),
-        (("--kv-cache-gb", "100000"), "kv_cache_gb must be in (0, "),
-        (("--device", "cuda"), "device is cuda"),
         (("--kv-budget", "16"), "kv_budget must be 0 or more than one block"),
         (("--scoring", "papers"), "scoring must start with one of"),
     ],

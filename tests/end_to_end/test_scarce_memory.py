@@ -12,8 +12,9 @@ from tools.state_machine import samples
 from zipage import LLM, Client, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
-# 30 steps of 4 states are some 460 tokens; with a budget of 256 default scoring answers them exactly.
-BUDGET = 256
+# 18 steps of 4 states are some 280 tokens; with a budget of 160 default scoring answers them exactly.
+NUM_STEPS = 18
+BUDGET = 160
 # A block of 16 tokens with its scores, and its share of the query slots.
 BLOCK_GB = 0.00021
 
@@ -32,8 +33,8 @@ def check_idle(llm: LLM) -> None:
 
 @pytest.mark.parametrize("compress", ["always", "pressure"])
 def test_more_than_fits_is_answered_exactly(compress: str) -> None:
-    tasks = samples(4, num_states=4, num_steps=30, seed=21)
-    with small_engine(50, kv_budget=BUDGET, compress=compress, shadow_share=0.5) as llm:
+    tasks = samples(4, num_states=4, num_steps=NUM_STEPS, seed=21)
+    with small_engine(31, kv_budget=BUDGET, compress=compress, shadow_share=0.5) as llm:
         results = llm.generate([prompt for prompt, _ in tasks], GREEDY)
         assert [result.text for result in results] == [answer for _, answer in tasks]
         status = llm.status()
@@ -42,8 +43,8 @@ def test_more_than_fits_is_answered_exactly(compress: str) -> None:
 
 
 def test_an_urgent_request_swaps_out_a_compressed_one_which_ends_exactly() -> None:
-    ((prompt, answer), (urgent_prompt, urgent_answer)) = samples(2, num_states=4, num_steps=30, seed=22)
-    with small_engine(20, kv_budget=BUDGET, max_waiting=5) as llm:
+    ((prompt, answer), (urgent_prompt, urgent_answer)) = samples(2, num_states=4, num_steps=NUM_STEPS, seed=22)
+    with small_engine(13, kv_budget=BUDGET, max_waiting=5) as llm:
         answers = []
 
         def wait_patiently() -> None:
@@ -63,7 +64,7 @@ def test_an_urgent_request_swaps_out_a_compressed_one_which_ends_exactly() -> No
 
 
 def test_a_deadline_gives_what_there_is_and_a_full_queue_says_so() -> None:
-    ((prompt, answer),) = samples(1, num_states=4, num_steps=30, seed=23)
+    ((prompt, answer),) = samples(1, num_states=4, num_steps=NUM_STEPS, seed=23)
     with small_engine(1000, max_waiting=1) as llm:
         # On no machine are so many tokens made in that time.
         params = SamplingParams(temperature=0.0, deadline=0.5, ignore_eos=True, max_tokens=10_000)

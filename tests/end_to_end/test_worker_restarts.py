@@ -13,7 +13,7 @@ import pytest
 from process_helpers import wait_until
 
 from tools.state_machine import samples
-from zipage import Client, SamplingParams
+from zipage import Client, SamplingParams, restarts
 from zipage.llm import make_config
 from zipage.messages import Status
 from zipage.supervisor import Supervisor
@@ -22,18 +22,25 @@ pytestmark = pytest.mark.usefixtures("engine_directory")
 
 GREEDY = SamplingParams(temperature=0.0)
 OPTIONS = {"device": "cpu", "threads": 1, "max_num_seqs": 8, "max_num_batched_tokens": 64}
-# 30 steps of 4 states are some 460 tokens; with a budget of 256 default scoring answers them exactly.
-BUDGET = 256
+# 18 steps of 4 states are some 280 tokens; with a budget of 160 default scoring answers them exactly.
+NUM_STEPS = 18
+BUDGET = 160
 # A block of 16 tokens with its scores, and its share of the query slots.
 BLOCK_GB = 0.00021
 SECONDS = 120.0
+
+
+@pytest.fixture(autouse=True)
+def always_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No end of a worker that was ready counts as a failure, however fast this machine is."""
+    monkeypatch.setattr(restarts, "STEADY_SECONDS", 0.0)
 
 
 class Load:
     """Prompts that a thread of its own has answered meanwhile."""
 
     def __init__(self, supervisor: Supervisor, count: int, seed: int, params: SamplingParams = GREEDY) -> None:
-        tasks = samples(count, num_states=4, num_steps=30, seed=seed)
+        tasks = samples(count, num_states=4, num_steps=NUM_STEPS, seed=seed)
         self._prompts = [prompt for prompt, _ in tasks]
         self._expected = [answer for _, answer in tasks]
         self._answers: list[str] = []
@@ -80,30 +87,32 @@ def wait_for_compressions(client: Client, more_than: int) -> Status:
 
 
 @pytest.mark.parametrize("compress", ["always", "pressure"])
-@pytest.mark.parametrize("worker", ["compression", "decode"])
-def test_sigkill_under_load(worker: str, compress: str) -> None:
-    with engine(80, kv_budget=BUDGET, compress=compress, shadow_share=0.3) as (supervisor, client):
-        load = Load(supervisor, count=5, seed=31)
-        wait_for_compressions(client, 0)
-        kill(supervisor, worker)
-        load.check()
-        assert {name for name, count in supervisor.restarts.items() if count} == {worker, "compression"}
-
-
-@pytest.mark.parametrize("worker", ["compression", "decode"])
-def test_sigkill_of_every_restarted_worker_that_has_served(worker: str) -> None:
-    with engine(120, kv_budget=BUDGET) as (supervisor, client):
-        load = Load(supervisor, count=8, seed=32)
-        compressions = 0
-        for _ in range(3):
-            compressions = wait_for_compressions(client, compressions).compressions
+def test_sigkill_under_load(compress: str) -> None:
+    with engine(50, kv_budget=BUDGET, compress=compress, shadow_share=0.3) as (supervisor, client):
+        for worker in ("compression", "decode"):
+            before, compressions = supervisor.restarts, client.status().compressions
+            load = Load(supervisor, count=5, seed=31)
+            wait_for_compressions(client, compressions)
             kill(supervisor, worker)
-        load.check()
-        assert supervisor.restarts[worker] == 3
+            load.check()
+            restarted = {name for name, count in supervisor.restarts.items() if count > before[name]}
+            assert restarted == {worker, "compression"}
+
+
+def test_sigkill_of_every_restarted_worker_that_has_served() -> None:
+    with engine(75, kv_budget=BUDGET) as (supervisor, client):
+        for worker in ("compression", "decode"):
+            compressions = client.status().compressions
+            load = Load(supervisor, count=8, seed=32)
+            for _ in range(3):
+                compressions = wait_for_compressions(client, compressions).compressions
+                kill(supervisor, worker)
+            load.check()
+            assert supervisor.restarts[worker] == 3
 
 
 def test_sigkill_of_both_workers_at_once() -> None:
-    with engine(80, kv_budget=BUDGET) as (supervisor, client):
+    with engine(50, kv_budget=BUDGET) as (supervisor, client):
         load = Load(supervisor, count=4, seed=33)
         wait_for_compressions(client, 0)
         for worker in ("compression", "decode"):
@@ -122,7 +131,7 @@ def test_sigkill_of_decode_without_a_budget() -> None:
 
 @pytest.mark.parametrize("worker", ["compression", "decode"])
 def test_swapped_requests_outlive_the_workers(worker: str) -> None:
-    with engine(20, kv_budget=BUDGET) as (supervisor, client):
+    with engine(13, kv_budget=BUDGET) as (supervisor, client):
         patient = Load(supervisor, count=1, seed=35)
         wait_for_compressions(client, 0)
         urgent = Load(supervisor, count=1, seed=36, params=SamplingParams(temperature=0.0, priority=-1))
@@ -134,7 +143,7 @@ def test_swapped_requests_outlive_the_workers(worker: str) -> None:
 
 
 def test_an_idle_engine_goes_on_after_its_workers_were_killed() -> None:
-    with engine(80, kv_budget=BUDGET) as (supervisor, _):
+    with engine(50, kv_budget=BUDGET) as (supervisor, _):
         Load(supervisor, count=1, seed=37).check()
         for worker in ("compression", "decode"):
             kill(supervisor, worker)

@@ -14,7 +14,7 @@ from tiny_models import reference_model, tiny_checkpoint
 from zipage.config import EngineConfig, ScoringOptions, parse_scoring
 from zipage.engine_messages import Job
 
-NUM_TOKENS = 90
+NUM_TOKENS = 72
 MAX_NUM_BATCHED_TOKENS = 40
 # Shorter than, equal to and longer than the budgets below, so that requests compress at different times; the last ones
 # also while their prompts are computed.
@@ -43,7 +43,7 @@ BLOCKS_AND_BUDGETS = [(8, 33), (16, 48), (32, 64)]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("oracle") / "qwen3", "qwen3", num_hidden_layers=3)
+    return tiny_checkpoint(tmp_path_factory.mktemp("oracle") / "qwen3", "qwen3")
 
 
 @cache

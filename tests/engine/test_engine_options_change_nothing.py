@@ -1,10 +1,11 @@
 """Prefix caching, plan-ahead and overlap are about speed: with and without them the tokens are the same."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from dense_oracle import dense_generate
+from dense_oracle import OracleResult, dense_generate
 from in_process_engine import InProcessEngine, greedy
 from tiny_models import reference_model, tiny_checkpoint
 
@@ -35,6 +36,23 @@ def run(checkpoint: Path, **options) -> InProcessEngine:
     return engine
 
 
+@cache
+def oracle_result(
+    checkpoint: Path, prompt: tuple[int, ...], scoring: str, budget: int, delays: tuple[int, ...]
+) -> OracleResult:
+    options = parse_scoring(scoring)
+    return dense_generate(
+        reference_model(checkpoint),
+        list(prompt),
+        NUM_TOKENS,
+        options,
+        block_size=8,
+        kv_budget=budget,
+        chunk=48,
+        delays=delays,
+    )
+
+
 @pytest.mark.parametrize("plan_ahead", [True, False])
 @pytest.mark.parametrize("prefix_caching", [True, False])
 @pytest.mark.parametrize(
@@ -46,13 +64,10 @@ def test_tokens_and_kept_entries_are_the_oracles(
 ) -> None:
     options: ScoringOptions = parse_scoring(scoring)
     engine = run(checkpoint, plan_ahead=plan_ahead, prefix_caching=prefix_caching, kv_budget=budget, scoring=options)
-    model = reference_model(checkpoint)
     for prompt, result in zip(prompts_with_common_beginnings(), engine.results.values(), strict=True):
         # A request may end before its last compression takes effect.
-        delays = [*result.delays, NUM_TOKENS]
-        oracle = dense_generate(
-            model, prompt, NUM_TOKENS, options, block_size=8, kv_budget=budget, chunk=48, delays=delays
-        )
+        delays = (*result.delays, NUM_TOKENS)
+        oracle = oracle_result(checkpoint, tuple(prompt), scoring, budget, delays)
         assert result.tokens == oracle.tokens
         assert len(result.kept) == len(oracle.kept_positions)
         for kept, layers in zip(result.kept, oracle.kept_positions, strict=True):

@@ -3,9 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_pools import small_geometry
 
 from zipage.config import EngineConfig
-from zipage.engine_messages import PoolExport, PoolGeometry
+from zipage.engine_messages import PoolExport
 from zipage.eviction.lengths import length_class, length_classes, longest_compression, row_length
 from zipage.eviction.scratch import layers_at_once, requests_at_once
 
@@ -26,16 +27,7 @@ def test_classes() -> None:
 
 
 def export(num_blocks: int = 1000, max_model_len: int = 100_000) -> PoolExport:
-    geometry = PoolGeometry(
-        num_layers=1,
-        num_blocks=num_blocks,
-        block_size=16,
-        num_query_heads=1,
-        num_kv_heads=1,
-        head_dim=16,
-        dtype="float32",
-    )
-    return PoolExport(geometry, "cpu", max_model_len, 100)
+    return PoolExport(small_geometry(num_blocks=num_blocks), "cpu", max_model_len, 100)
 
 
 @pytest.mark.parametrize(

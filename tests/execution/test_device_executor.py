@@ -132,4 +132,6 @@ def test_warming_up_changes_no_answer(engines, observe):
     executor = pair[1].executor
     warm_up(executor, EngineConfig(model="m", block_size=8, max_num_batched_tokens=64, max_num_seqs=3), 256)
     assert not executor.table.rows
-    check_same(pair, prompts(5, 70, 1, 17), greedy(40))
+    # Blocks are full, and the budget with them, after two tokens, after two, and not at all.
+    check_same(pair, prompts(70, 30, 1), greedy(6))
+    assert [len(result.kept) for result in pair[1].results.values()] == [1, 1, 0]

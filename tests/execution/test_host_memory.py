@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 import torch
+from small_pools import small_geometry
 
-from zipage.engine_messages import PoolGeometry, SwapIn, SwapOut
+from zipage.engine_messages import SwapIn, SwapOut
 from zipage.execution.host_memory import HostMemory
 from zipage.execution.memory_file import MemoryFile
 from zipage.execution.pool import KVPool, allocate_on_device
@@ -26,14 +27,13 @@ def memory_file() -> Iterator[int]:
 
 
 def random_pool(*, accumulate: bool = False) -> KVPool:
-    geometry = PoolGeometry(
+    geometry = small_geometry(
         num_layers=2,
         num_blocks=12,
         block_size=8,
         num_query_heads=4,
         num_kv_heads=2,
         head_dim=4,
-        dtype="float32",
         num_query_slots=3,
         num_query_buffers=6,
         window=0 if accumulate else 6,
@@ -135,7 +135,7 @@ def test_more_memory_than_there_can_be_is_an_error() -> None:
 
 def test_parts_of_a_tensor_are_reserved_and_nothing_else(memory_file: int) -> None:
     page = 4096
-    file = MemoryFile(memory_file, [((3,), torch.float32), ((8, page), torch.uint8)])
+    file = MemoryFile.sized(memory_file, [((3,), torch.float32), ((8, page), torch.uint8)])
     file.reserve(1, 2, 3)
     assert os.fstat(memory_file).st_blocks * 512 == 3 * page
     file.tensors[1][2:5] = 1

@@ -1,15 +1,32 @@
-"""Sharing of device memory that does not work is one clear error on either side."""
+"""Pools that two processes share: host memory, and device memory whose sharing does not work."""
+
+import os
+import tempfile
 
 import pytest
 import torch
+from small_pools import small_geometry
 
-from zipage.engine_messages import PoolExport, PoolGeometry
+from zipage.engine_messages import PoolExport
 from zipage.errors import EngineError
-from zipage.execution.pool import allocate_on_device, cuda_handles, open_on_gpu
+from zipage.execution.pool import allocate_on_device, allocate_on_host, cuda_handles, open_on_gpu, open_on_host
 
-GEOMETRY = PoolGeometry(
-    num_layers=1, num_blocks=2, block_size=8, num_query_heads=2, num_kv_heads=1, head_dim=8, dtype="float32"
-)
+GEOMETRY = small_geometry()
+
+
+def test_a_pool_in_host_memory_is_the_same_for_all_who_open_it():
+    with tempfile.TemporaryFile() as file:
+        ours = allocate_on_host(GEOMETRY, file.fileno())
+        ours.values[0, 3] = 7.0
+        size = os.fstat(file.fileno()).st_size
+        theirs = open_on_host(GEOMETRY, file.fileno())
+        assert torch.equal(theirs.values, ours.values)
+        assert not theirs.keys.any()
+        # A worker that knows of a pool before this one must not touch the file.
+        with pytest.raises(EngineError, match=f"a memory file has {size} bytes, and its tensors need"):
+            open_on_host(small_geometry(num_blocks=9), file.fileno())
+        open_on_host(small_geometry(num_blocks=7), file.fileno())
+        assert os.fstat(file.fileno()).st_size == size
 
 
 def fail(*_arguments):

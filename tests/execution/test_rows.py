@@ -1,16 +1,15 @@
 """What the decode worker remembers of its rows."""
 
 import torch
+from small_pools import small_geometry
 
 from zipage.config import EngineConfig
-from zipage.engine_messages import Admission, PoolGeometry, RowWork, Step, TableUpdate
+from zipage.engine_messages import Admission, RowWork, Step, TableUpdate
 from zipage.execution.batch import Recording, advance_and_build
 from zipage.execution.rows import RowTable
 from zipage.sampling_params import SamplingParams
 
-GEOMETRY = PoolGeometry(
-    num_layers=1, num_blocks=64, block_size=8, num_query_heads=2, num_kv_heads=1, head_dim=4, dtype="float32"
-)
+GEOMETRY = small_geometry(num_blocks=64, block_size=8)
 PARAMS = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0)
 
 

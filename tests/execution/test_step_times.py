@@ -62,3 +62,8 @@ def test_the_clock_never_makes_spans_overlap(spans_of):
 
 def test_a_step_without_times_is_left_out(spans_of):
     assert spans_of(LaunchedStep(1, [], [], [], None)) == []
+
+
+def test_without_a_trace_no_clock_is_made():
+    # A real one would need a GPU here.
+    StepTimes(Tracer(None, "decode")).write(step(1, begun=10, decoded=30, done=30, steady=1))

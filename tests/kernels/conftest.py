@@ -32,6 +32,26 @@ def device() -> torch.device:
 
 
 @pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory holds NaN."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
+
+
+@pytest.fixture
+def random_rows(device: torch.device) -> Callable[..., torch.Tensor]:
+    """Makes random rows `[n, m]` between columns of NaN."""
+
+    def make(num_rows: int, num_columns: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+        values = torch.randn(num_rows, num_columns, generator=torch.Generator().manual_seed(seed))
+        padded = torch.full((num_rows, num_columns + 32), float("nan"), dtype=dtype, device=device)
+        padded[:, 16:-16] = values.to(device, dtype)
+        return padded[:, 16:-16]
+
+    return make
+
+
+@pytest.fixture
 def paged_cache(device) -> Callable[..., PagedCache]:
     """Makes a `PagedCache` of random entries in scattered blocks; NaN fills what no request owns, block 0 for one.
 

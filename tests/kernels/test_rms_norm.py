@@ -5,25 +5,12 @@ import torch
 
 from zipage.kernels.rms_norm import rms_norm
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 EPS = 1e-5
 # The relative distance to the next number of the dtype; in float32 a sum is off by more than its last bit.
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 SIZES = [1, 64, 1000, 1024, 2560]
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch):
-    """Fresh memory holds NaN."""
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
-
-
-def rows(num_rows: int, size: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> torch.Tensor:
-    """Random rows between columns of NaN."""
-    values = torch.randn(num_rows, size, generator=torch.Generator().manual_seed(seed))
-    padded = torch.full((num_rows, size + 24), float("nan"), dtype=dtype, device=device)
-    padded[:, 8 : size + 8] = values.to(device, dtype)
-    return padded[:, 8 : size + 8]
 
 
 def norm(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -37,8 +24,8 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_rows_are_normalised(size, dtype, device):
-    inputs, weight = rows(3, size, dtype, device), rows(1, size, dtype, device, seed=1)[0]
+def test_rows_are_normalised(size, dtype, random_rows):
+    inputs, weight = random_rows(3, size, dtype), random_rows(1, size, dtype, seed=1)[0]
     before = inputs.clone()
     output = rms_norm(inputs, weight, EPS)
     assert output.dtype == dtype
@@ -47,9 +34,9 @@ def test_rows_are_normalised(size, dtype, device):
     assert torch.equal(inputs, before)
 
 
-def test_rows_of_large_and_small_numbers(device):
+def test_rows_of_large_and_small_numbers(device, random_rows):
     scales = torch.tensor([1e-6, 1e4, 0.0, 1.0], device=device)[:, None]
-    inputs, weight = rows(4, 96, torch.float32, device) * scales, rows(1, 96, torch.float32, device, seed=1)[0]
+    inputs, weight = random_rows(4, 96, torch.float32) * scales, random_rows(1, 96, torch.float32, seed=1)[0]
     output = rms_norm(inputs, weight, EPS)
     assert_close(output, norm(inputs, weight))
     assert not output[2].any()

@@ -12,6 +12,8 @@ from zipage.kernels.small_product import (
     small_product,
 )
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 # Triton's interpreter multiplies the bit patterns of bfloat16.
 DTYPES = [torch.float16, torch.bfloat16] if torch.cuda.is_available() else [torch.float16]
 # The relative distance to the next number of the dtype, of sums whose terms are of the size of the result.
@@ -20,23 +22,14 @@ TOLERANCES = {torch.bfloat16: 2**-7, torch.float16: 2**-10}
 SHAPES = [(4096, 128), (64, 1024), (2048, 384), (32, 384)]
 
 
-@pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch):
-    """Fresh memory holds NaN."""
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
+@pytest.fixture
+def weights(random_rows):
+    """Makes weights `[outputs, inputs]` whose products are of the size of their inputs."""
 
+    def make(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        return (random_rows(rows, columns, torch.float32, seed=1) * columns**-0.5).to(dtype).contiguous()
 
-def numbers(rows: int, columns: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> torch.Tensor:
-    """Random rows between columns of NaN."""
-    values = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    padded = torch.full((rows, columns + 32), float("nan"), dtype=dtype, device=device)
-    padded[:, 16:-16] = values.to(device, dtype)
-    return padded[:, 16:-16]
-
-
-def weights(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return (numbers(rows, columns, torch.float32, device, seed=1) * columns**-0.5).to(dtype).contiguous()
+    return make
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -47,8 +40,8 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("num_outputs", "columns"), SHAPES)
 @pytest.mark.parametrize("num_tokens", [1, 17, 64])
-def test_product(num_tokens, num_outputs, columns, dtype, device):
-    inputs, weight = numbers(num_tokens, columns, dtype, device), weights(num_outputs, columns, dtype, device)
+def test_product(num_tokens, num_outputs, columns, dtype, device, random_rows, weights):
+    inputs, weight = random_rows(num_tokens, columns, dtype), weights(num_outputs, columns, dtype)
     counters = product_counters(device)
     output = small_product(inputs, weight, counters)
     assert output.dtype == dtype
@@ -60,9 +53,9 @@ def test_product(num_tokens, num_outputs, columns, dtype, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("num_outputs", "columns"), SHAPES[1:])
 @pytest.mark.parametrize("num_tokens", [5, 64])
-def test_product_is_added_to_the_residual_stream(num_tokens, num_outputs, columns, dtype, device):
-    inputs, weight = numbers(num_tokens, columns, dtype, device), weights(num_outputs, columns, dtype, device)
-    residual = numbers(num_tokens, num_outputs, dtype, device, seed=2).contiguous()
+def test_product_is_added_to_the_residual_stream(num_tokens, num_outputs, columns, dtype, device, random_rows, weights):
+    inputs, weight = random_rows(num_tokens, columns, dtype), weights(num_outputs, columns, dtype)
+    residual = random_rows(num_tokens, num_outputs, dtype, seed=2).contiguous()
     expected = residual.double() + F.linear(inputs.double(), weight.double())
     counters = product_counters(device)
     add_small_product(residual, inputs, weight, counters)
@@ -73,8 +66,8 @@ def test_product_is_added_to_the_residual_stream(num_tokens, num_outputs, column
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_tokens", [3, 64])
 @pytest.mark.parametrize(("size", "columns"), [(64, 256), (32, 128)])
-def test_gated_product(num_tokens, size, columns, dtype, device):
-    inputs, weight = numbers(num_tokens, columns, dtype, device), weights(2 * size, columns, dtype, device)
+def test_gated_product(num_tokens, size, columns, dtype, device, random_rows, weights):
+    inputs, weight = random_rows(num_tokens, columns, dtype), weights(2 * size, columns, dtype)
     gate, up = F.linear(inputs.double(), weight.double()).chunk(2, dim=1)
     output = gated_small_product(inputs, weight, product_counters(device))
     # Two roundings before the last.
@@ -82,8 +75,8 @@ def test_gated_product(num_tokens, size, columns, dtype, device):
     torch.testing.assert_close(output.double(), F.silu(gate) * up, rtol=tolerance, atol=tolerance)
 
 
-def test_other_rows_change_nothing(device):
-    inputs, weight = numbers(40, 512, torch.float16, device), weights(64, 512, torch.float16, device)
+def test_other_rows_change_nothing(device, random_rows, weights):
+    inputs, weight = random_rows(40, 512, torch.float16), weights(64, 512, torch.float16)
     counters = product_counters(device)
     assert torch.equal(small_product(inputs, weight, counters)[:7], small_product(inputs[:7], weight, counters))
 

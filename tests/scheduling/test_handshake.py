@@ -1,14 +1,12 @@
 """Which pool each worker has, whatever the order in which workers come and go."""
 
 from msgspec.structs import replace
+from small_pools import small_geometry
 
-from zipage.engine_messages import OpenPool, PoolExport, PoolGeometry
+from zipage.engine_messages import OpenPool, PoolExport
 from zipage.scheduling.handshake import PoolHandshake
 
-GEOMETRY = PoolGeometry(
-    num_layers=1, num_blocks=8, block_size=16, num_query_heads=1, num_kv_heads=1, head_dim=16, dtype="float32"
-)
-EXPORT = PoolExport(geometry=GEOMETRY, device="cpu", max_model_len=100, vocab_size=10)
+EXPORT = PoolExport(geometry=small_geometry(), device="cpu", max_model_len=100, vocab_size=10)
 OTHER = replace(EXPORT, max_model_len=50)
 
 

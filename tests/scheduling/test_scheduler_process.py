@@ -13,6 +13,7 @@ import uvloop
 import zmq
 import zmq.asyncio
 from process_helpers import short_temporary_directory
+from small_pools import small_geometry
 
 from zipage import links
 from zipage.config import EngineConfig
@@ -23,7 +24,6 @@ from zipage.engine_messages import (
     CompressionStarted,
     OpenPool,
     PoolExport,
-    PoolGeometry,
     PoolOpened,
     Ready,
     SampledToken,
@@ -44,18 +44,7 @@ SECONDS = 60.0
 
 
 def make_export(num_blocks: int) -> PoolExport:
-    geometry = PoolGeometry(
-        num_layers=1,
-        num_blocks=num_blocks,
-        block_size=16,
-        num_query_heads=1,
-        num_kv_heads=1,
-        head_dim=16,
-        dtype="float32",
-        num_query_slots=2,
-        num_query_buffers=4,
-        window=16,
-    )
+    geometry = small_geometry(num_blocks=num_blocks, num_query_slots=2, num_query_buffers=4, window=16)
     return PoolExport(geometry=geometry, device="cpu", max_model_len=1000, vocab_size=100)
 
 

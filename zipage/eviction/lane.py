@@ -6,7 +6,7 @@ import torch
 
 from zipage import tracing
 from zipage.engine_messages import JobAnswer
-from zipage.execution.device_clock import DeviceClock
+from zipage.execution.device_clock import DeviceClock, mark
 
 
 class Lane:
@@ -41,9 +41,9 @@ class Lane:
             self.times = (start, tracing.now())
             return
         with torch.cuda.stream(self._stream):
-            self._begin = self._mark() if self._is_timed else None
+            self._begin = mark(is_timed=True) if self._is_timed else None
             self._answers = work()
-            self._end = self._mark()
+            self._end = mark(self._is_timed)
 
     def take_answers(self) -> list[JobAnswer]:
         """The answers of the work where it is done, which frees the lane; otherwise none."""
@@ -54,8 +54,3 @@ class Lane:
             self._clock.saw(self._end)
         answers, self._answers, self._begin, self._end = list(self._answers), (), None, None
         return answers
-
-    def _mark(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=self._is_timed)
-        event.record()
-        return event

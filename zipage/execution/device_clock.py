@@ -7,6 +7,13 @@ from zipage import tracing
 _ALIGNMENT_NS = 1_000_000_000
 
 
+def mark(is_timed: bool) -> torch.cuda.Event:
+    """An event at this point of the current stream, whose time can be told where `is_timed`."""
+    event = torch.cuda.Event(enable_timing=is_timed)
+    event.record()
+    return event
+
+
 class DeviceClock:
     """Translates events of one stream into nanoseconds of CLOCK_MONOTONIC.
 

@@ -11,6 +11,7 @@ from zipage.config import EngineConfig
 from zipage.engine_messages import RowWork, SampledToken, Step, StepResult
 from zipage.execution.batch import Recording, recorded_rows
 from zipage.execution.decode_graphs import DecodeGraphs
+from zipage.execution.device_clock import mark
 from zipage.execution.device_rows import ON_DEVICE, DeviceRows
 from zipage.execution.eager_batch import EagerBatch, advance_and_build_eagerly
 from zipage.execution.kernel_attention import KernelAttention, KernelBatch
@@ -118,11 +119,7 @@ class DeviceExecutor:
 
     def _mark(self) -> torch.cuda.Event | None:
         """An event at this point of the stream; None where the device computes at once."""
-        if self.pool.device.type != "cuda":
-            return None
-        event = torch.cuda.Event(enable_timing=self._is_timed)
-        event.record()
-        return event
+        return mark(self._is_timed) if self.pool.device.type == "cuda" else None
 
     def _launch_decodes(self, numbers: Sequence[int]) -> Tensor:
         """Decode one token of each row: [B] int64, on the device."""

@@ -80,7 +80,7 @@ class HostMemory:
             for tensor in self._pool_tensors():
                 count = geometry.num_host_slots if tensor is self._pool.queries else geometry.num_host_blocks
                 layout.append(((count, tensor.shape[0], *tensor.shape[2:]), tensor.dtype))
-            file = MemoryFile(self._descriptor, layout)
+            file = MemoryFile.sized(self._descriptor, layout)
             if self._pool.device.type == "cuda":
                 file.pin()
             self._file = file

@@ -1,8 +1,6 @@
 """The KV pool: tensors that the decode worker allocates and exports once and the compression worker opens."""
 
 import math
-import mmap
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +8,7 @@ import torch
 
 from zipage.engine_messages import PoolExport, PoolGeometry
 from zipage.errors import EngineError
-
-_ALIGNMENT = 4096
+from zipage.execution.memory_file import Layout, MemoryFile
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,7 @@ def allocate_on_host(geometry: PoolGeometry, descriptor: int) -> KVPool:
 
     The file has no name, so it is gone with the last process that holds it, however that process ends.
     """
-    os.ftruncate(descriptor, _total_bytes(geometry))
-    return open_on_host(geometry, descriptor)
+    return _pool_in(geometry, MemoryFile.sized(descriptor, _sizes(geometry)))
 
 
 def open_on_host(geometry: PoolGeometry, descriptor: int) -> KVPool:
@@ -54,16 +50,7 @@ def open_on_host(geometry: PoolGeometry, descriptor: int) -> KVPool:
     Raises:
         EngineError: the file is not as large as the geometry needs.
     """
-    total, size = _total_bytes(geometry), os.fstat(descriptor).st_size
-    if size < total:
-        raise EngineError(f"the shared KV pool has {size} bytes, its geometry needs {total}")
-    raw = torch.frombuffer(mmap.mmap(descriptor, total), dtype=torch.uint8)
-    tensors, offset = {}, 0
-    for name, shape, dtype in _layout(geometry):
-        length = math.prod(shape) * dtype.itemsize
-        tensors[name] = raw[offset : offset + length].view(dtype).view(shape)
-        offset += _aligned(length)
-    return _pool(geometry, tensors)
+    return _pool_in(geometry, MemoryFile(descriptor, _sizes(geometry)))
 
 
 def allocate_on_device(geometry: PoolGeometry, device: torch.device) -> KVPool:
@@ -144,9 +131,10 @@ def _pool(geometry: PoolGeometry, tensors: dict[str, torch.Tensor]) -> KVPool:
     return KVPool(geometry=geometry, observed=tensors.pop("observed", None), **tensors)
 
 
-def _total_bytes(geometry: PoolGeometry) -> int:
-    return sum(_aligned(math.prod(shape) * dtype.itemsize) for _, shape, dtype in _layout(geometry))
+def _pool_in(geometry: PoolGeometry, file: MemoryFile) -> KVPool:
+    names = [name for name, _, _ in _layout(geometry)]
+    return _pool(geometry, dict(zip(names, file.tensors, strict=True)))
 
 
-def _aligned(length: int) -> int:
-    return -(-length // _ALIGNMENT) * _ALIGNMENT
+def _sizes(geometry: PoolGeometry) -> Layout:
+    return [(shape, dtype) for _, shape, dtype in _layout(geometry)]

@@ -78,6 +78,9 @@ def run_worker(name: str, main: Callable[[WorkerContext], None]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda _number, _frame: lifeline.stop())
     threading.Thread(target=lifeline.watch, name="lifeline", daemon=True).start()
+    # The supervisor's thread blocks all of them, and the thread above goes on doing so: a signal that it took would not
+    # wake this one.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         context = _load_context(name, runtime_dir, lifeline.stop_fd)
         try:
