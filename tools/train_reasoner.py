@@ -48,9 +48,8 @@ def run(trainer: Trainer, workers: int, evaluate_every: int, deadline: float, lo
             value, seconds = loss.item(), time.monotonic() - started
             tokens = (trainer.step - logged) * batch_shape.rows * batch_shape.length
             pace = {"tokens_per_second": round(tokens / seconds), "waiting_share": round(waited / seconds, 3)}
-            log(
-                {"step": trainer.step, "loss": value, "longest": longest_trace(batch_shape.progress(trainer.step))} | pace
-            )
+            longest = longest_trace(batch_shape.progress(trainer.step))
+            log({"step": trainer.step, "loss": value, "longest": longest} | pace)
             started, waited, logged = time.monotonic(), 0.0, trainer.step
         if trainer.step % evaluate_every == 0:
             trainer.save(output)
