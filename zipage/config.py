@@ -57,7 +57,7 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     sinks: int = 4
     recent: int | None = None
     recent_share: float = 0.5
-    pin_prompt: bool = False
+    pin_prompt: bool = True
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a field is outside its range."""
@@ -79,7 +79,13 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 PAPER_SCORING = ScoringOptions(
-    observe="last", window=16, decay=0.8, pooling="first", redundancy="lightning", recent_share=0.0
+    observe="last",
+    window=16,
+    decay=0.8,
+    pooling="first",
+    redundancy="lightning",
+    recent_share=0.0,
+    pin_prompt=False,
 )
 SCORING_PRESETS = {"default": ScoringOptions(), "paper": PAPER_SCORING}
 

@@ -67,7 +67,12 @@ def check_equal(checkpoint: Path, results: list[Result], scoring: ScoringOptions
 @pytest.mark.parametrize("shadow_share", [0.0, 0.5])
 @pytest.mark.parametrize(
     "scoring",
-    ["default", "paper,window=8", "default,observe=spread,window=6", "default,observe=all,window=8,recent_share=0"],
+    [
+        "default",
+        "paper,window=8",
+        "default,pin_prompt=false,observe=spread,window=6",
+        "default,pin_prompt=false,observe=all,window=8,recent_share=0",
+    ],
 )
 def test_preemption_and_swapping_change_no_token(
     checkpoint: Path, scoring: str, shadow_share: float, prefix_caching: bool
@@ -87,7 +92,8 @@ def test_preemption_and_swapping_change_no_token(
 def test_without_host_memory_a_compressed_request_is_computed_as_a_longer_prompt(checkpoint: Path) -> None:
     """What was evicted cannot come back: prompt and tokens so far are computed, and compressed as a prompt is."""
     prompt, known = make_prompts()[1], 35
-    engine = make_engine(checkpoint, 0, shadow_share=0.0, plan_ahead=False)
+    scoring = ScoringOptions(pin_prompt=False)
+    engine = make_engine(checkpoint, 0, shadow_share=0.0, plan_ahead=False, scoring=scoring)
 
     def once(scheduler: Scheduler) -> None:
         if not scheduler.counters.preemptions and len(engine.results[0].tokens) == known:
@@ -97,9 +103,9 @@ def test_without_host_memory_a_compressed_request_is_computed_as_a_longer_prompt
     (result,) = engine.generate([prompt], greedy(NUM_TOKENS))
     assert (result.metrics.preemptions, result.metrics.swaps) == (1, 0)
     model, options = reference_model(checkpoint), {"block_size": 8, "kv_budget": BUDGET, "chunk": CHUNK}
-    before = dense_generate(model, prompt, known, ScoringOptions(), **options)
+    before = dense_generate(model, prompt, known, scoring, **options)
     assert before.kept_positions
-    after = dense_generate(model, prompt + before.tokens, NUM_TOKENS - known, ScoringOptions(), **options)
+    after = dense_generate(model, prompt + before.tokens, NUM_TOKENS - known, scoring, **options)
     assert result.tokens == before.tokens + after.tokens
 
 

@@ -11,7 +11,7 @@ from dense_oracle import dense_generate
 from in_process_engine import InProcessEngine, greedy
 from tiny_models import reference_model, tiny_checkpoint
 
-from zipage.config import EngineConfig
+from zipage.config import EngineConfig, ScoringOptions
 from zipage.engine_messages import Job
 from zipage.scheduling.recovery import MAX_JOB_SENDS
 from zipage.scheduling.scheduler import Scheduler
@@ -115,7 +115,8 @@ def test_a_compression_worker_that_dies_changes_no_token(checkpoint: Path, shado
 
 def test_a_compressed_request_whose_worker_dies_is_computed_as_a_longer_prompt(checkpoint: Path) -> None:
     prompt, known = make_prompts()[1], 35
-    engine = make_engine(checkpoint, kv_budget=BUDGET, shadow_share=0.0, plan_ahead=False)
+    scoring = ScoringOptions(pin_prompt=False)
+    engine = make_engine(checkpoint, kv_budget=BUDGET, shadow_share=0.0, plan_ahead=False, scoring=scoring)
 
     def die_once(scheduler: Scheduler) -> None:
         if not scheduler.counters.preemptions and len(engine.results[0].tokens) == known:
@@ -125,7 +126,7 @@ def test_a_compressed_request_whose_worker_dies_is_computed_as_a_longer_prompt(c
     (result,) = engine.generate([prompt], greedy(NUM_TOKENS))
     assert (result.metrics.preemptions, result.metrics.swaps) == (1, 0)
     model, options = reference_model(checkpoint), {"block_size": 8, "kv_budget": BUDGET, "chunk": CHUNK}
-    before = dense_generate(model, prompt, known, **options)
+    before = dense_generate(model, prompt, known, scoring, **options)
     assert before.kept_positions
-    after = dense_generate(model, prompt + before.tokens, NUM_TOKENS - known, **options)
+    after = dense_generate(model, prompt + before.tokens, NUM_TOKENS - known, scoring, **options)
     assert result.tokens == before.tokens + after.tokens

@@ -113,7 +113,7 @@ def test_first_survivors_are_what_transformers_attends_to(observe, queries, dire
     """The attention of the observed queries, as transformers reports it, ranks what is neither sink nor recent."""
     model = reference_model(tiny_checkpoint(directory / f"eager-{observe}", "qwen3"))
     model.set_attn_implementation("eager")
-    scoring = ScoringOptions(sinks=2, window=4, recent_share=0.0, observe=observe)
+    scoring = ScoringOptions(sinks=2, window=4, recent_share=0.0, observe=observe, pin_prompt=False)
     result = dense_generate(model, PROMPT, 30, scoring, 8, 32)
     ids = torch.tensor([PROMPT + result.tokens[: 32 - len(PROMPT)]])
     with torch.inference_mode():

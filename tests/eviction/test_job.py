@@ -17,25 +17,27 @@ from zipage.execution.pool import KVPool
 NUM_LAYERS, NUM_KV_HEADS, GROUP, HEAD_DIM, NUM_BLOCKS = 2, 2, 2, 8, 16
 QUERY_BUFFER = 2
 
+UNPINNED = {"pin_prompt": False}
 OPTIONS = {
     "default": {},
-    "no-recent-share": {"recent_share": 0.0},
-    "spread": {"observe": "spread", "recent_share": 0.1},
-    "all": {"observe": "all", "recent_share": 0.1},
-    "no-decay": {"decay": 0.0, "recent_share": 0.0},
-    "pool-first": {"pooling": "first", "recent_share": 0.0},
-    "pool-always": {"pooling": "always", "recent_share": 0.0},
-    "redundancy-full": {"redundancy": "full", "recent_share": 0.0},
-    "redundancy-lightning": {"redundancy": "lightning", "recent_share": 0.0, "similarity_threshold": 0.1},
-    "redundancy-constants": {
+    "no-recent-share": UNPINNED | {"recent_share": 0.0},
+    "spread": UNPINNED | {"observe": "spread", "recent_share": 0.1},
+    "all": UNPINNED | {"observe": "all", "recent_share": 0.1},
+    "no-decay": UNPINNED | {"decay": 0.0, "recent_share": 0.0},
+    "pool-first": UNPINNED | {"pooling": "first", "recent_share": 0.0},
+    "pool-always": UNPINNED | {"pooling": "always", "recent_share": 0.0},
+    "redundancy-full": UNPINNED | {"redundancy": "full", "recent_share": 0.0},
+    "redundancy-lightning": UNPINNED | {"redundancy": "lightning", "recent_share": 0.0, "similarity_threshold": 0.1},
+    "redundancy-constants": UNPINNED
+    | {
         "redundancy": "full",
         "recent_share": 0.0,
         "attention_weight": 0.7,
         "redundancy_temperature": 0.05,
         "similarity_threshold": -0.3,
     },
-    "pinned": {"pin_prompt": True, "recent_share": 0.2},
-    "nothing-protected": {"sinks": 0, "recent": 0, "recent_share": 0.0},
+    "pinned": {"recent_share": 0.2},
+    "nothing-protected": UNPINNED | {"sinks": 0, "recent": 0, "recent_share": 0.0},
 }
 
 
