@@ -1,6 +1,7 @@
 """Runs command lines of zipage in this process, against a fake engine."""
 
 import io
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,10 +49,13 @@ class CommandLine:
         return code, *self.capfd.readouterr()
 
 
-def make_chat_model(directory: Path) -> Path:
-    """The bundled model with a chat template that is never rendered."""
+def make_model_without_chat_template(directory: Path) -> Path:
+    """The bundled model's files, of which none has a chat template."""
     directory.mkdir()
     for file in default_model().iterdir():
         (directory / file.name).symlink_to(file)
-    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (directory / "tokenizer_config.json").unlink()
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     return directory

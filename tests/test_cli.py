@@ -4,12 +4,12 @@ import random
 import re
 
 import pytest
-from command_line import CommandLine, make_chat_model
+from command_line import CommandLine, make_model_without_chat_template
 from fake_engine import QUEUE_FULL, FakeEngine, answer_with
 from msgspec.structs import fields
 
+from zipage.bundled.tasks.families import DESCRIPTIONS, FAMILIES
 from zipage.cli import zipage as group
-from zipage.commands.demonstration import load_task
 from zipage.config import PAPER_SCORING, EngineConfig
 from zipage.errors import EngineError
 from zipage.models.source import default_model
@@ -30,36 +30,38 @@ def command(engine, monkeypatch, capfd):
 
 def test_a_single_prompt_streams_to_standard_output(command):
     code, out, err = command("run", "bundled", "a b")
-    assert (code, out) == (0, "A B\n")
+    assert (code, out) == (0, "USER:A B\n")
     assert command.engine.requests[0].stream
     lines = err.splitlines()
-    assert lines[:3] == [
+    assert lines[:4] == [
         "starting an engine for bundled",
         "model bundled, at most 16384 tokens a sequence, 256 sequences at once",
         "KV cache of 1600 tokens (100 blocks of 16)",
+        "the bundled model knows nothing but tasks that begin with Run, Branch, Recur, Ledger, Multiply, Weigh; "
+        "`zipage run` alone shows one",
     ]
-    assert re.fullmatch(r"1 request, 3 output tokens in \d+\.\d s: \d+\.\d tokens/s", lines[3])
-    assert lines[4] == (
+    assert re.fullmatch(r"1 request, 3 output tokens in \d+\.\d s: \d+\.\d tokens/s", lines[4])
+    assert lines[5] == (
         "TTFT mean 500.0 ms, p50 500.0 ms, p99 500.0 ms; TPOT mean 500.0 ms, p50 500.0 ms, p99 500.0 ms"
     )
-    assert lines[5] == "1 compression, peak pool use 40% (40 of 100 blocks), prefix cache hits 0%"
+    assert lines[6] == "1 compression, peak pool use 40% (40 of 100 blocks), prefix cache hits 0%"
 
 
 def test_several_prompts_are_answered_in_order(command):
     code, out, _ = command("run", "bundled", "a", "b", "c")
     assert code == 0
-    assert out == "=== prompt 1 of 3 ===\nA\n=== prompt 2 of 3 ===\nB\n=== prompt 3 of 3 ===\nC\n"
+    assert out == "=== prompt 1 of 3 ===\nUSER:A\n=== prompt 2 of 3 ===\nUSER:B\n=== prompt 3 of 3 ===\nUSER:C\n"
     assert len(command.engine.submits) == 1
 
 
 def test_completions_of_one_prompt_are_labelled(command):
     _, out, _ = command("run", "bundled", "a", "--n", 2)
-    assert out == "--- completion 0 ---\nA\n--- completion 1 ---\nA\n"
+    assert out == "--- completion 0 ---\nUSER:A\n--- completion 1 ---\nUSER:A\n"
 
 
 def test_a_refused_prompt_does_not_lose_the_others(command):
     code, out, err = command("run", "bundled", "a", "refuse", "c", "--quiet")
-    assert (code, out) == (1, "=== prompt 1 of 3 ===\nA\n=== prompt 3 of 3 ===\nC\n")
+    assert (code, out) == (1, "=== prompt 1 of 3 ===\nUSER:A\n=== prompt 3 of 3 ===\nUSER:C\n")
     assert err.splitlines() == [
         "zipage: error: prompt 2: prompt must be shorter",
         "zipage: error: 1 of 3 prompts were refused or not answered to the end",
@@ -69,7 +71,7 @@ def test_a_refused_prompt_does_not_lose_the_others(command):
 @pytest.mark.parametrize("options, notes", [([], ["(ended by its deadline)"]), (["--quiet"], [])])
 def test_what_a_deadline_has_ended_is_an_answer(command, options, notes):
     code, out, err = command("run", "bundled", "deadline b", "--deadline", 3, *options)
-    assert (code, out) == (0, "DEADLINE B\n")
+    assert (code, out) == (0, "USER:DEADLINE B\n")
     assert [line for line in err.splitlines() if line.startswith("(")] == notes
     assert ("1 request (1 completion ended by deadline), " in err) == bool(notes)
 
@@ -79,21 +81,21 @@ def test_what_a_deadline_has_ended_is_an_answer(command, options, notes):
 )
 def test_what_the_engine_has_ended_is_a_failure_after_the_text_so_far(command, reason, message):
     code, out, err = command("run", "bundled", f"{reason} b", "--quiet")
-    assert (code, out) == (1, f"{reason.upper()} B\n")
+    assert (code, out) == (1, f"USER:{reason.upper()} B\n")
     assert re.fullmatch(f"zipage: error: the engine ended the request.*{message}.*\n", err)
 
 
 def test_answers_that_were_cut_short_are_named_among_several(command):
     code, out, err = command("run", "bundled", "deadline x", "error x", "c")
     assert code == 1
-    assert [line for line in out.splitlines() if line[0] != "="] == ["DEADLINE X", "ERROR X", "C"]
+    assert [line for line in out.splitlines() if line[0] != "="] == ["USER:DEADLINE X", "USER:ERROR X", "USER:C"]
     assert "\nprompt 1: ended by its deadline\nzipage: error: prompt 2: the engine ended the request, " in err
     assert err.endswith("zipage: error: 1 of 3 prompts were refused or not answered to the end\n")
 
 
 def test_completions_that_were_cut_short_are_named(command):
     code, out, err = command("run", "bundled", "deadline", "--n", 2)
-    assert (code, out) == (0, "--- completion 0 ---\nDEADLINE\n--- completion 1 ---\nDEADLINE\n")
+    assert (code, out) == (0, "--- completion 0 ---\nUSER:DEADLINE\n--- completion 1 ---\nUSER:DEADLINE\n")
     assert "\nprompt 1, completion 0: ended by its deadline\nprompt 1, completion 1: ended by its deadline\n" in err
 
 
@@ -109,22 +111,26 @@ def test_prompts_of_the_command_line_never_fill_the_queue(command):
 
 def test_standard_input_is_one_prompt_unchanged(command):
     code, out, _ = command("run", "bundled", stdin="a b\nc\n")
-    assert (code, out) == (0, "A B\nC\n\n")
-    assert command.engine.requests[0].prompt == "a b\nc\n"
+    assert (code, out) == (0, "USER:A B\nC\n\n")
+    assert command.engine.requests[0].messages == [{"role": "user", "content": "a b\nc\n"}]
 
 
 @pytest.mark.parametrize(
-    "wrong, verdict", [(False, "The answer is exact"), (True, "The answer is not exact; it should end in =")]
+    "wrong, verdict", [(False, "The answer is exact"), (True, "The answer is not exact; it should end in ")]
 )
-def test_without_any_prompt_the_bundled_model_shows_an_example(tmp_path, monkeypatch, capfd, wrong, verdict):
-    prompt, exact = load_task(default_model())(random.Random(7), 5, 20)
-    answer = exact[:-1] if wrong else exact
+@pytest.mark.parametrize("seed", [7, 8])
+def test_without_any_prompt_the_bundled_model_shows_an_example(tmp_path, monkeypatch, capfd, seed, wrong, verdict):
+    draws = random.Random(seed)
+    family = draws.choice(list(FAMILIES))
+    example = FAMILIES[family](draws, 300)
+    answer = example.text[:-1] if wrong else example.text
     with FakeEngine(f"ipc://{tmp_path}/engine", lambda request: answer_with(request, list(answer))) as solver:
-        code, out, err = CommandLine(solver, monkeypatch, capfd)("run", "--seed", 7)
+        code, out, err = CommandLine(solver, monkeypatch, capfd)("run", "--seed", seed)
     assert (code, out) == (0, answer + "\n")
-    assert prompt in err
-    assert verdict in err
-    assert [(each.prompt, each.sampling) for each in solver.requests] == [(prompt, SamplingParams(temperature=0.0))]
+    assert f"{DESCRIPTIONS[family]}. The message:\n\n{example.prompt}\n" in err
+    assert (verdict + example.answer if wrong else verdict) in err
+    [request] = solver.requests
+    assert (request.messages, request.sampling) == (example.messages, SamplingParams(temperature=0.0))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +227,7 @@ def test_hybrid_scheduling_can_be_named(command):
 
 
 def test_quiet_leaves_the_answer_alone(command):
-    assert command("run", "bundled", "a", "--quiet") == (0, "A\n", "")
+    assert command("run", "bundled", "a", "--quiet") == (0, "USER:A\n", "")
 
 
 @pytest.mark.parametrize(
@@ -233,9 +239,33 @@ def test_quiet_leaves_the_answer_alone(command):
         (["--no-chat"], "A\n"),
     ],
 )
-def test_a_model_with_a_chat_template_gets_messages(command, tmp_path, arguments, text):
-    model = make_chat_model(tmp_path / "model")
-    assert command("run", model, "a", *arguments)[1] == text
+def test_a_model_with_a_chat_template_gets_messages(command, arguments, text):
+    assert command("run", "bundled", "a", *arguments)[1] == text
+
+
+def test_a_model_without_a_chat_template_gets_text(command, tmp_path):
+    model = make_model_without_chat_template(tmp_path / "model")
+    assert command("run", model, "a")[1] == "A\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--chat"], "--chat needs a model with a chat template"),
+        (["--system", "s"], "--system needs prompts that are sent as chat"),
+    ],
+)
+def test_chat_options_without_a_chat_template_are_one_line(command, tmp_path, arguments, message):
+    model = make_model_without_chat_template(tmp_path / "model")
+    code, out, err = command("run", model, "a", *arguments)
+    assert (code, out, command.supervisors) == (2, "", [])
+    assert re.fullmatch(f"zipage: error: .*{message}.*\n", err)
+
+
+@pytest.mark.parametrize("prompt, told", [("Multiply 417 by 38.", False), ("417 by 38", True)])
+def test_the_bundled_model_says_which_prompts_it_knows(command, prompt, told):
+    _, _, err = command("run", "bundled", prompt)
+    assert ("the bundled model knows nothing but tasks that begin with Run" in err) == told
 
 
 @pytest.mark.parametrize(
@@ -264,8 +294,10 @@ def test_a_model_with_a_chat_template_gets_messages(command, tmp_path, arguments
         (["run", "bundled", "--input", "x", "--output", "./x"], "must be two files"),
         (["run", "bundled", "a", "--logprobs", "1"], "--logprobs needs --input"),
         (["run", "bundled", "--n", "2"], "--n needs a prompt"),
-        (["run", "bundled", "a", "--chat"], "--chat needs a model with a chat template"),
-        (["run", "bundled", "a", "--system", "s"], "--system needs prompts that are sent as chat messages"),
+        (
+            ["run", "bundled", "a", "--no-chat", "--system", "s"],
+            "--system needs prompts that are sent as chat messages",
+        ),
         (["run", str(default_model())], "there is no prompt"),
         (["serve", "bundled", "a"], "unexpected extra argument"),
         (["jump"], "No such command 'jump'"),

@@ -140,5 +140,5 @@ def test_a_chat_template_is_found(tmp_path, files, expected):
     assert has_chat_template(tmp_path) is expected
 
 
-def test_the_bundled_model_has_no_chat_template():
-    assert not has_chat_template(default_model())
+def test_the_bundled_model_has_a_chat_template():
+    assert has_chat_template(default_model())

@@ -104,10 +104,10 @@ def test_a_terminal_gets_an_example_and_then_a_conversation(tmp_path, terminal):
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.program)
     with running(tmp_path, "run", aborts=1, **streams) as process:
         first = terminal.read_until(">>> ")
-        assert "An example of the bundled model's task" in first
+        assert "An example of the bundled model's 6 kinds of task" in first
         assert "The answer is not exact" in first
         terminal.type("a b\n")
-        assert "A B\n" in terminal.read_until(">>> ")
+        assert "USER:A B\n" in terminal.read_until(">>> ")
         terminal.type("hang\n")
         terminal.read_until("HANG")
         process.send_signal(signal.SIGINT)
@@ -122,7 +122,7 @@ def test_several_prompts_on_a_terminal_show_a_progress_bar(tmp_path, terminal):
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.program)
     with running(tmp_path, "run", "bundled", "a", "hang", "c", aborts=1, **streams) as process:
         screen = terminal.read_until("0 running")
-        assert "=== prompt 1 of 3 ===\nA\n" in screen
+        assert "=== prompt 1 of 3 ===\nUSER:A\n" in screen
         assert "2/3" in screen
         assert "pool 25%" in terminal.screen + terminal.read_until("pool")
         process.send_signal(signal.SIGINT)

@@ -184,8 +184,8 @@ def test_the_worked_example_is_answered_with_whole_outputs() -> None:
 @pytest.mark.parametrize(
     "prompt, code, out, err",
     [
-        ("a b", 0, "A B\nends with stop\n", ""),
-        ("deadline b", 0, "DEADLINE B\nends with deadline\n", ""),
+        ("a b", 0, "USER:A B\nends with stop\n", ""),
+        ("deadline b", 0, "USER:DEADLINE B\nends with deadline\n", ""),
         ("refuse", 1, "", "refused: prompt must be shorter\n"),
         ("full", 1, "", f"refused: {QUEUE_FULL}\n"),
         # Goes on at the first status query, which the client sends after a second of silence.

@@ -4,8 +4,8 @@
     python -m tools.compare_devices --device cuda --against cpu.json --output cuda.json
     python -m tools.compare_devices --device cuda --dtype bfloat16 --against cpu.json --output cuda-bfloat16.json
 
-The task has exact answers, so accuracy is counted beside equality. Requests are compressed at fixed lengths, so what is
-kept depends on the request alone; in stall mode (`shadow_share=0`) tokens do too.
+The tasks have exact answers, so accuracy is counted beside equality. Requests are compressed at fixed lengths, so what
+is kept depends on the request alone; in stall mode (`shadow_share=0`) tokens do too.
 """
 
 import json
@@ -18,17 +18,20 @@ from typing import Any
 
 import click
 
-from tools.state_machine import samples
+from tools.bundled_task import UNDER_A_BUDGET, samples
 from zipage import LLM, SamplingParams
+from zipage.bundled.tasks.example import Example
+
+_CHARACTERS = 1600
 
 
-def generate(tasks: list[tuple[str, str]], options: dict[str, Any]) -> dict[str, Any]:
+def generate(tasks: list[Example], options: dict[str, Any]) -> dict[str, Any]:
     """Token ids of every task, how many texts are right, and how often requests were compressed."""
     with LLM(**options) as llm:
-        results = llm.generate([prompt for prompt, _ in tasks], SamplingParams(temperature=0.0, max_tokens=3000))
+        results = llm.chat([task.messages for task in tasks], SamplingParams(temperature=0.0, max_tokens=3000))
     completions = [result.completions[0] for result in results]
     return {
-        "exact": sum(done.text == answer for done, (_, answer) in zip(completions, tasks, strict=True)),
+        "exact": sum(done.text == task.text for done, task in zip(completions, tasks, strict=True)),
         "compressions": sum(done.metrics.compressions for done in completions if done.metrics is not None),
         "token_ids": [done.token_ids for done in completions],
     }
@@ -47,7 +50,7 @@ def compare(tokens: list[list[int]], others: list[list[int]]) -> dict[str, Any]:
 @click.command()
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), required=True, help="Where the model runs.")
 @click.option("--dtype", default="float32", show_default=True, help="Of weights and KV cache.")
-@click.option("--num-prompts", default=64, show_default=True, help="State machines of 10 states and 100 steps.")
+@click.option("--num-prompts", default=64, show_default=True, help=f"Each of {_CHARACTERS} characters.")
 @click.option("--kv-budget", default=448, show_default=True, help="In tokens; 0 is full KV.")
 @click.option("--scoring", default="default", show_default=True, help="How a compression chooses what survives.")
 @click.option("--against", type=click.Path(exists=True, path_type=Path), help="An earlier output to compare with.")
@@ -58,7 +61,7 @@ def main(
     """Generate on one device, and compare with another."""
     options = {"device": device, "dtype": dtype, "kv_budget": kv_budget, "scoring": scoring, "block_size": 64}
     options |= {"kv_cache_gb": 1.0, "shadow_share": 0.0}
-    result = generate(samples(num_prompts, num_states=10, num_steps=100, seed=0), options)
+    result = generate(samples(num_prompts, _CHARACTERS, 0, UNDER_A_BUDGET), options)
     line = f"{device} {dtype}, budget {kv_budget}: {result['exact']}/{num_prompts} exact, "
     line += f"{result['compressions']} compressions"
     if against is not None:

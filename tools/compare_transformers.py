@@ -17,17 +17,19 @@ import click
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tools.state_machine import samples
+from tools.bundled_task import prompt_token_ids, samples
 from zipage import LLM, SamplingParams
 from zipage.models.source import default_model
 
+_CHARACTERS = 3000
 
-def run_transformers(prompts: list[str], num_tokens: int) -> tuple[float, list[list[int]]]:
+
+def run_transformers(prompts: list[list[int]], num_tokens: int) -> tuple[float, list[list[int]]]:
     """Seconds and tokens of one batched `generate`."""
     directory = str(default_model())
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    batch = tokenizer(prompts, return_tensors="pt", padding=True)
+    batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
     options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     with torch.inference_mode():
@@ -38,7 +40,7 @@ def run_transformers(prompts: list[str], num_tokens: int) -> tuple[float, list[l
     return seconds, output[:, batch["input_ids"].shape[1] :].tolist()
 
 
-def run_zipage(prompts: list[str], num_tokens: int, kv_budget: int) -> tuple[float, list[list[int]]]:
+def run_zipage(prompts: list[list[int]], num_tokens: int, kv_budget: int) -> tuple[float, list[list[int]]]:
     """Seconds and tokens of one `LLM.generate`."""
     params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
     with LLM(max_num_seqs=len(prompts), kv_budget=kv_budget, dtype="float32", device="cpu") as llm:
@@ -59,7 +61,7 @@ def run_zipage(prompts: list[str], num_tokens: int, kv_budget: int) -> tuple[flo
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the result here as JSON.")
 def main(num_prompts: int, num_tokens: int, kv_budget: int, output: Path | None) -> None:
     """Compare zipage with transformers on the bundled model."""
-    prompts = [prompt for prompt, _ in samples(num_prompts, num_states=10, num_steps=180, seed=0)]
+    prompts = [prompt_token_ids(task) for task in samples(num_prompts, _CHARACTERS, seed=0)]
     runs = {
         "transformers generate, one batch": run_transformers(prompts, num_tokens),
         "zipage, full KV": run_zipage(prompts, num_tokens, 0),

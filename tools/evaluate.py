@@ -21,7 +21,7 @@ from tools.evaluation.plan import Plan, check, evaluate
 from tools.evaluation.policies import parse_policies
 from tools.evaluation.questions import Suite
 from tools.evaluation.report import Report, surroundings, table
-from tools.reasoning.families import FAMILIES
+from zipage.bundled.tasks.families import FAMILIES
 from zipage.commands.chat import has_chat_template
 from zipage.errors import ZipageError
 

@@ -3,7 +3,7 @@
     python -m tools.kill_workers --kills 20 --option device=cuda --option mps=on --output result.json
     python -m tools.kill_workers --kills 3 --worker decode --output result.json
 
-Prompts of the bundled model's task, whose answers are known to the last character, run all the time; three of four are
+Tasks of the bundled model, whose answers are known to the last character, run all the time; three of four are
 under a budget, the others need no compression. Again and again a worker gets SIGKILL; the next kill comes when
 compressions have gone on. *Back* is the time from the kill to the next finished compression; a *pause* is the longest
 time around a kill in which no step was planned.
@@ -27,12 +27,13 @@ from typing import Any
 import click
 
 from tools.bench_runs import parse_options
-from tools.state_machine import samples
+from tools.bundled_task import UNDER_A_BUDGET, samples
 from zipage import Client, SamplingParams
 from zipage.llm import make_config
 from zipage.messages import Status
 from zipage.supervisor import Supervisor
 
+_CHARACTERS = 1600
 _POLL_SECONDS = 0.005
 _LONGEST_WAIT_SECONDS = 120.0
 # Before each kill, so that there are jobs in every state.
@@ -83,9 +84,9 @@ class Load:
         try:
             with Client(self._supervisor.address, check=self._supervisor.check) as client:
                 while not self._stop.is_set():
-                    tasks = samples(self._batch, num_states=10, num_steps=100, seed=seed)
-                    results = client.generate([prompt for prompt, _ in tasks], params)
-                    right = sum(result.text == answer for result, (_, answer) in zip(results, tasks, strict=True))
+                    tasks = samples(self._batch, _CHARACTERS, seed, UNDER_A_BUDGET)
+                    results = client.chat([task.messages for task in tasks], params)
+                    right = sum(result.text == task.text for result, task in zip(results, tasks, strict=True))
                     self.answers.right += right
                     self.answers.wrong += self._batch - right
                     seed += 1

@@ -17,19 +17,22 @@ from typing import Any, TypeVar
 
 import click
 
-from tools.state_machine import samples
+from tools.bundled_task import samples
 from tools.tracing.chrome import write_chrome_trace
 from tools.tracing.merge import EngineTrace, Window, read_trace_directory
 from tools.tracing.picture import draw_timeline
 from tools.tracing.report import Report, make_report
 from tools.tracing.report_text import report_text
 from zipage import LLM, SamplingParams
-from zipage.client_requests import Prompt
+from zipage.client_requests import Conversation, Prompt
 from zipage.errors import ZipageError
+from zipage.results import RequestOutput
 from zipage.tracing import now
 
 _WARM_UP_PROMPTS = 2
+_CHARACTERS = 3000
 
+Ask = Callable[..., list[RequestOutput]]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -39,8 +42,8 @@ class Workload:
 
     Attributes:
         prompts: how many.
-        random_tokens: length of prompts of random tokens, which are decoded to `max_tokens`; `None` is prompts of the
-            bundled model's task, which may end before.
+        random_tokens: length of prompts of random tokens, which are decoded to `max_tokens`; `None` is tasks of the
+            bundled model as chat messages, whose answers may end before.
         max_tokens: of each answer.
     """
 
@@ -60,13 +63,13 @@ def run_workload(workload: Workload, model: str, options: dict[str, Any]) -> Win
         ZipageError: the engine does not start, ends, or refuses a prompt.
     """
     with LLM(model, **options) as llm:
-        prompts = make_prompts(workload, Path(llm.config.model))
+        ask, prompts = make_prompts(workload, llm)
         sampling = SamplingParams(
             temperature=0.0, max_tokens=workload.max_tokens, ignore_eos=workload.random_tokens is not None
         )
-        llm.generate(prompts[:_WARM_UP_PROMPTS], sampling)
+        ask(prompts[:_WARM_UP_PROMPTS], sampling)
         start = now()
-        results = llm.generate(prompts, sampling, progress=True)
+        results = ask(prompts, sampling, progress=True)
         end = now()
     for result in results:
         if result.error is not None:
@@ -74,13 +77,15 @@ def run_workload(workload: Workload, model: str, options: dict[str, Any]) -> Win
     return Window(start, end)
 
 
-def make_prompts(workload: Workload, model: Path) -> Sequence[Prompt]:
-    """The same prompts every time; random tokens are any of the model's."""
+def make_prompts(workload: Workload, llm: LLM) -> tuple[Ask, Sequence[Prompt | Conversation]]:
+    """How to send the prompts, and the same ones every time; random tokens are any of the model's."""
     if workload.random_tokens is None:
-        return [prompt for prompt, _ in samples(workload.prompts, num_states=10, num_steps=180, seed=0)]
+        return llm.chat, [task.messages for task in samples(workload.prompts, _CHARACTERS, seed=0)]
     generator = random.Random(0)
-    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-    return [[generator.randrange(vocabulary) for _ in range(workload.random_tokens)] for _ in range(workload.prompts)]
+    vocabulary = json.loads(Path(llm.config.model, "config.json").read_text())["vocab_size"]
+    return llm.generate, [
+        [generator.randrange(vocabulary) for _ in range(workload.random_tokens)] for _ in range(workload.prompts)
+    ]
 
 
 def analyse_trace(trace: EngineTrace, window: Window, output: Path, picture_ms: float | None) -> Report:
@@ -149,7 +154,11 @@ def main() -> None:
 @main.command()
 @click.option("--model", default="bundled", show_default=True, help="A directory or a hub id.")
 @click.option("--prompts", type=click.IntRange(1), default=16, show_default=True, help="Requests that arrive together.")
-@click.option("--random-tokens", type=click.IntRange(1), help="Prompts of so many random tokens [state machines].")
+@click.option(
+    "--random-tokens",
+    type=click.IntRange(1),
+    help="Prompts of so many random tokens [tasks of the bundled model as chat messages].",
+)
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Of each answer.")
 @click.option("--kv-budget", type=int, default=256, show_default=True, help="Tokens; 0 is no limit.")
 @click.option("--option", "options", multiple=True, help="FIELD=JSON of the engine's config.")

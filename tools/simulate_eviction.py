@@ -17,8 +17,8 @@ import torch
 from tools.reasoning import checkpoint
 from tools.reasoning.evaluation import held_out
 from tools.reasoning.eviction import Candidate, EvictionSimulator, Head
-from tools.reasoning.families import FAMILIES
 from tools.reasoning.model import Reasoner, Shape
+from zipage.bundled.tasks.families import FAMILIES
 
 NUMBERS = ("temperature", "decay", "recent_share")
 

@@ -20,10 +20,10 @@ import torch
 from tools.reasoning import checkpoint
 from tools.reasoning.batches import BatchShape, TrainingBatches, load
 from tools.reasoning.evaluation import held_out, measure
-from tools.reasoning.families import FAMILIES
 from tools.reasoning.model import Shape
 from tools.reasoning.schedule import LONGEST, longest_trace
 from tools.reasoning.trainer import Settings, Trainer
+from zipage.bundled.tasks.families import FAMILIES
 
 Log = Callable[[dict[str, Any]], None]
 

@@ -12,12 +12,12 @@ import pytest
 from process_helpers import children_of, leftovers, running, short_temporary_directory, wait_until
 from tiny_models import tiny_checkpoint
 
-from tools.state_machine import samples
+from tools.bundled_task import samples
 from zipage import LLM, EngineError, SamplingParams
 
 WORKERS = ("tokenizer", "scheduler", "decode", "compression")
 OPTIONS = ("--kv-cache-gb", "0.05", "--threads", "1")
-ENDLESS = ("--max-tokens", "16000", "--ignore-eos", "--kv-budget", "64")
+ENDLESS = ("--max-tokens", "8000", "--ignore-eos", "--kv-budget", "64")
 
 
 @pytest.fixture
@@ -50,25 +50,26 @@ def run_command(*arguments: str) -> tuple[int, str, str]:
 
 def start_generating() -> subprocess.Popen[str]:
     """An engine in the middle of an endless answer."""
-    ((prompt, _),) = samples(1, num_states=3, num_steps=20, seed=0)
-    process = start_command("run", "bundled", prompt, *ENDLESS, *OPTIONS)
+    (task,) = samples(1, 300, seed=0)
+    process = start_command("run", "bundled", task.prompt, *ENDLESS, *OPTIONS)
     assert process.stdout is not None
     assert process.stdout.read(40)
     return process
 
 
 def test_a_fresh_run_answers_exactly(temporary: Path) -> None:
-    ((prompt, answer),) = samples(1, num_states=3, num_steps=6, seed=0)
-    code, out, err = run_command("run", "bundled", prompt, *OPTIONS, "--kv-budget", "50")
-    assert (code, out.strip()) == (0, answer)
-    assert "50 -> 64 tokens" in err
+    (task,) = samples(1, 150, seed=0)
+    code, out, err = run_command("run", "bundled", task.prompt, *OPTIONS, "--kv-budget", "140")
+    assert (code, out) == (0, task.text + "\n")
+    assert "140 -> 144 tokens" in err
+    assert "compressions" in err
     assert "TTFT" in err
 
 
-def test_without_arguments_the_bundled_model_shows_its_task(temporary: Path) -> None:
+def test_without_arguments_the_bundled_model_shows_a_task(temporary: Path) -> None:
     code, out, err = run_command("run")
     assert code == 0
-    assert "=" in out
+    assert out.startswith("<think>\n")
     assert "The answer is exact, to the last character." in err
 
 
@@ -105,7 +106,7 @@ def test_sigkill_of_a_worker_is_one_clear_error(temporary: Path, worker: str) ->
 
 
 def test_a_worker_that_is_late_is_named(temporary: Path) -> None:
-    code, _, err = run_command("run", "bundled", "A1#2?\n", "--ready-timeout", "0.2")
+    code, _, err = run_command("run", "bundled", "abc", "--ready-timeout", "0.2")
     assert code == 1
     assert "not ready within 0.2 s" in err
     assert "Traceback" not in err
@@ -120,7 +121,7 @@ def test_a_worker_that_is_late_is_named(temporary: Path) -> None:
     ],
 )
 def test_options_that_do_not_fit_are_one_line(temporary: Path, arguments: tuple[str, ...], words: str) -> None:
-    code, _, err = run_command("run", "bundled", "A1#2?\n", *arguments)
+    code, _, err = run_command("run", "bundled", "abc", *arguments)
     assert code != 0
     assert words in err
     assert "Traceback" not in err
@@ -139,7 +140,7 @@ def test_an_engine_that_dies_raises_in_python(temporary: Path) -> None:
     llm = LLM(kv_cache_gb=0.05, threads=1)
     children = children_of(os.getpid())
     (scheduler,) = (pid for pid in children if "zipage.workers.scheduler" in command_line(pid))
-    stream = llm.stream("A1#9?\n", SamplingParams(temperature=0.0, ignore_eos=True))
+    stream = llm.stream("abc", SamplingParams(temperature=0.0, ignore_eos=True))
     next(stream)
     os.kill(scheduler, signal.SIGKILL)
     with pytest.raises(EngineError, match="scheduler worker ended with SIGKILL"):

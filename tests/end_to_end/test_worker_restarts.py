@@ -1,6 +1,6 @@
 """A real engine whose workers are killed under load: it starts them again, and every answer is exact all the same.
 
-All answers are those of the bundled model's task, known to the last character.
+All answers are those of tasks of the bundled model, known to the last character.
 """
 
 import os
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from process_helpers import wait_until
 
-from tools.state_machine import samples
+from tools.bundled_task import samples
 from zipage import Client, SamplingParams, restarts
 from zipage.llm import make_config
 from zipage.messages import Status
@@ -22,11 +22,11 @@ pytestmark = pytest.mark.usefixtures("engine_directory")
 
 GREEDY = SamplingParams(temperature=0.0)
 OPTIONS = {"device": "cpu", "threads": 1, "max_num_seqs": 8, "max_num_batched_tokens": 64}
-# 18 steps of 4 states are some 280 tokens; with a budget of 160 default scoring answers them exactly.
-NUM_STEPS = 18
+# Answers of some 290 tokens; with a budget of 160 default scoring gives them exactly.
+CHARACTERS = 280
 BUDGET = 160
 # A block of 16 tokens with its scores, and its share of the query slots.
-BLOCK_GB = 0.00021
+BLOCK_GB = 0.00028
 SECONDS = 120.0
 
 
@@ -37,12 +37,10 @@ def always_steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Load:
-    """Prompts that a thread of its own has answered meanwhile."""
+    """Tasks that a thread of its own has answered meanwhile."""
 
     def __init__(self, supervisor: Supervisor, count: int, seed: int, params: SamplingParams = GREEDY) -> None:
-        tasks = samples(count, num_states=4, num_steps=NUM_STEPS, seed=seed)
-        self._prompts = [prompt for prompt, _ in tasks]
-        self._expected = [answer for _, answer in tasks]
+        self._tasks = samples(count, CHARACTERS, seed)
         self._answers: list[str] = []
         self._supervisor = supervisor
         self._params = params
@@ -53,11 +51,12 @@ class Load:
         """All answers have come, and are exact."""
         self._thread.join(SECONDS)
         assert not self._thread.is_alive()
-        assert self._answers == self._expected
+        assert self._answers == [task.text for task in self._tasks]
 
     def _generate(self) -> None:
         with Client(self._supervisor.address, check=self._supervisor.check) as client:
-            self._answers += [result.text for result in client.generate(self._prompts, self._params)]
+            results = client.chat([task.messages for task in self._tasks], self._params)
+            self._answers += [result.text for result in results]
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from zipage.llm import make_config
     [
         ({"kv_cache_gb": 1e-6}, "raise kv_cache_gb"),
         ({"kv_cache_gb": 0.001, "kv_budget": 4096}, "lower kv_budget"),
-        ({"max_model_len": 20_000}, r"max_model_len must be in \[2, 16384\]"),
-        ({"kv_cache_gb": 0.001, "max_model_len": 16_000}, "raise kv_cache_gb or set kv_budget"),
+        ({"max_model_len": 20_000}, r"max_model_len must be in \[2, 8192\]"),
+        ({"kv_cache_gb": 0.001, "max_model_len": 8_000}, "raise kv_cache_gb or set kv_budget"),
         ({"kv_cache_gb": 1e5}, r"kv_cache_gb must be in \(0, "),
     ],
 )

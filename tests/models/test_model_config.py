@@ -110,7 +110,7 @@ def test_config_written_by_transformers(tmp_path: Path, family: str) -> None:
 
 def test_config_of_bundled_model() -> None:
     config = load_model_config(default_model())
-    assert (config.family, config.dtype, config.max_model_len) == ("qwen3", "bfloat16", 16384)
+    assert (config.family, config.dtype, config.max_model_len) == ("qwen3", "bfloat16", 8192)
 
 
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])

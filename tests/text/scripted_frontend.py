@@ -16,11 +16,11 @@ EOS = 2
 
 
 def token(character: str) -> int:
-    return small_tokenizers.bundled().encode(character)[-1]
+    return small_tokenizers.characters().encode(character)[-1]
 
 
 def make_frontend(**defaults: Any) -> TextFrontend:
-    model = ModelText(small_tokenizers.bundled(), 64, (EOS,), GenerationDefaults(**defaults))
+    model = ModelText(small_tokenizers.characters(), 64, (EOS,), GenerationDefaults(**defaults))
     return TextFrontend(model, engine_seed=7)
 
 

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from zipage.models.source import default_model
@@ -74,6 +74,17 @@ def word_piece_backend() -> Tokenizer:
     return backend
 
 
+def characters_backend() -> Tokenizer:
+    """One token for each of a few characters; its post-processor adds `<s>`."""
+    tokens = ["<pad>", "<s>", "</s>", *"\n ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-=:;?#>"]
+    backend = Tokenizer(models.WordLevel({token: token_id for token_id, token in enumerate(tokens)}))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(tokens[:3])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return backend
+
+
 def wrap(backend: Tokenizer, **settings: Any) -> TextTokenizer:
     """A `TextTokenizer` around `backend`; `settings` are those of tokenizer_config.json."""
     return TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, **settings))
@@ -111,6 +122,11 @@ def word_piece() -> TextTokenizer:
 
 
 @functools.cache
+def characters() -> TextTokenizer:
+    return wrap(characters_backend(), bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+@functools.cache
 def bundled() -> TextTokenizer:
     return TextTokenizer.load(default_model())
 
@@ -120,5 +136,6 @@ ALL = {
     "byte_fallback": byte_fallback,
     "metaspace": metaspace,
     "word_piece": word_piece,
+    "characters": characters,
     "bundled": bundled,
 }

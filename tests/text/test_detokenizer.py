@@ -42,7 +42,7 @@ def token_lists(tokenizer: TextTokenizer, max_size: int = 40) -> st.SearchStrate
     return st.lists(st.integers(0, tokenizer.vocab_size + 2), max_size=max_size)
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "metaspace", "word_piece", "bundled"])
+@pytest.mark.parametrize("kind", ["byte_level", "metaspace", "word_piece", "characters", "bundled"])
 @settings(deadline=None)
 @given(data=st.data())
 def test_any_tokens_give_the_text_of_the_whole(kind: str, data: st.DataObject) -> None:

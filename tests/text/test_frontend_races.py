@@ -97,7 +97,7 @@ class Clients:
 @pytest.mark.parametrize("seed", range(40))
 def test_every_completion_ends_once_whatever_crosses_on_the_way(seed: int) -> None:
     choose = random.Random(seed)
-    model = ModelText(small_tokenizers.bundled(), 64, (2,), GenerationDefaults())
+    model = ModelText(small_tokenizers.characters(), 64, (2,), GenerationDefaults())
     frontend, scheduler, clients = TextFrontend(model, 0), LateScheduler(choose), Clients(choose)
 
     def take(outbox: Outbox) -> None:

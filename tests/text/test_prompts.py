@@ -15,7 +15,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
     [({"prompt": "AB"}, [1, 5, 6]), ({"prompt": ""}, [1]), ({"prompt_token_ids": [63, 0, 5]}, [63, 0, 5])],
 )
 def test_accepted_prompts(prompt: dict, expected: list[int]) -> None:
-    assert prompt_tokens(GenerationRequest(request_id="r", **prompt), small_tokenizers.bundled(), 64) == expected
+    assert prompt_tokens(GenerationRequest(request_id="r", **prompt), small_tokenizers.characters(), 64) == expected
 
 
 def test_chat_prompt() -> None:
@@ -38,7 +38,7 @@ def test_chat_prompt() -> None:
 )
 def test_refused_prompts(prompt: dict, message: str, field: str | None) -> None:
     with pytest.raises(InvalidRequestError, match=message) as refusal:
-        prompt_tokens(GenerationRequest(request_id="r", **prompt), small_tokenizers.bundled(), 64)
+        prompt_tokens(GenerationRequest(request_id="r", **prompt), small_tokenizers.characters(), 64)
     assert refusal.value.field == field
 
 
@@ -49,4 +49,4 @@ def test_text_without_tokens_is_refused() -> None:
 
 def test_tokenizer_that_is_larger_than_the_model() -> None:
     with pytest.raises(InvalidRequestError, match=r"prompt: token id must be in \[0, 5\], not 6"):
-        prompt_tokens(GenerationRequest(request_id="r", prompt="AB"), small_tokenizers.bundled(), 6)
+        prompt_tokens(GenerationRequest(request_id="r", prompt="AB"), small_tokenizers.characters(), 6)

@@ -28,10 +28,11 @@ def byte_level_with_template(template: str) -> TextTokenizer:
 
 def test_bundled_tokenizer() -> None:
     tokenizer = TextTokenizer.load(default_model())
-    assert tokenizer.encode("A=1\n") == [1, 5, 43, 32, 3]
-    assert tokenizer.decode([1, 5, 43, 2], True) == "A="
-    assert tokenizer.decode([1, 5, 43, 2], False) == "<s>A=</s>"
-    assert (tokenizer.vocab_size, tokenizer.eos_token_id, tokenizer.special_ids) == (49, 2, {0, 1, 2})
+    assert tokenizer.encode("A=1\n</think>") == [44, 74, 9, 6, 5]
+    assert tokenizer.decode([1, 44, 74, 5, 3], True) == "A=</think>"
+    assert tokenizer.decode([1, 44, 74, 5, 3], False) == "<|user|>A=</think><|end|>"
+    assert (tokenizer.vocab_size, tokenizer.eos_token_id, tokenizer.special_ids) == (93, 3, {0, 1, 2, 3})
+    assert tokenizer.decode(tokenizer.encode_chat(USER), False) == "<|user|>hello<|end|><|assistant|>"
     assert tokenizer.byte_values == {}
 
 
@@ -40,8 +41,7 @@ def test_loading_and_using_a_tokenizer_imports_no_torch() -> None:
 import sys, pathlib
 from zipage.text.tokenizer import TextTokenizer
 tokenizer = TextTokenizer.load(pathlib.Path(sys.argv[1]))
-tokenizer._tokenizer.chat_template = "{{ messages[0].content }}"
-assert tokenizer.encode_chat([{"role": "user", "content": "A"}]) == [5]
+assert tokenizer.encode_chat([{"role": "user", "content": "A"}]) == [1, 44, 3, 2]
 assert tokenizer.decode(tokenizer.encode("A"), True) == "A"
 sys.exit("torch" in sys.modules)
 """
@@ -140,6 +140,12 @@ def test_chat_has_one_bos_and_ends_where_the_answer_begins() -> None:
     assert token_ids.count(end) == 2
 
 
+def test_a_chat_that_the_vocabulary_cannot_express() -> None:
+    with pytest.raises(InvalidRequestError, match="messages cannot be tokenized") as refusal:
+        small_tokenizers.bundled().encode_chat([{"role": "user", "content": "é"}])
+    assert refusal.value.field == "messages"
+
+
 def test_text_parts_are_joined_and_other_keys_reach_the_template() -> None:
     tokenizer = byte_level_with_template("{{ messages[0].content }}|{{ messages[0].name }}")
     parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "fox"}]
@@ -149,7 +155,7 @@ def test_text_parts_are_joined_and_other_keys_reach_the_template() -> None:
 
 def test_model_without_chat_template() -> None:
     with pytest.raises(InvalidRequestError, match="no chat template") as refusal:
-        small_tokenizers.bundled().encode_chat(USER)
+        small_tokenizers.characters().encode_chat(USER)
     assert refusal.value.field == "messages"
 
 
@@ -203,7 +209,9 @@ def test_malformed_messages(messages: list, named: str) -> None:
         ("metaspace", "▁the", " the"),
         ("word_piece", "world", " world"),
         ("word_piece", "##ing", "ing"),
+        ("characters", "A", "A"),
         ("bundled", "A", "A"),
+        ("bundled", "<think>", "<think>"),
     ],
 )
 def test_piece_is_the_token_inside_a_text(kind: str, token: str, piece: str) -> None:
@@ -214,7 +222,7 @@ def test_piece_is_the_token_inside_a_text(kind: str, token: str, piece: str) -> 
 
 
 def test_ids_outside_the_vocabulary_have_no_text() -> None:
-    tokenizer = small_tokenizers.bundled()
+    tokenizer = small_tokenizers.characters()
     assert tokenizer.piece(tokenizer.vocab_size) == ""
     assert tokenizer.decode([5, 63, 10**12, 6], False) == "AB"
 

@@ -17,9 +17,9 @@ from tools.evaluation.synthetic import FamilyAnswer, draw
 from tools.reasoning.batches import BatchShape, stack
 from tools.reasoning.checkpoint import export
 from tools.reasoning.encoding import pack
-from tools.reasoning.families import FAMILIES
 from tools.reasoning.model import Reasoner, Shape
 from tools.reasoning.trainer import Settings, Trainer
+from zipage.bundled.tasks.families import FAMILIES
 
 STEPS = 80
 SIZES = "--prompts 2 --shortest 150 --longest 150 --family machine"
@@ -150,7 +150,7 @@ def test_a_data_set_whose_budget_is_a_share_of_measured_lengths(untrained: Path,
         ("--dataset {file}", "--dataset needs --layout"),
         ("--dataset {file} --layout gsm8k --prompts 5", "--prompts excludes --dataset"),
         ("--dataset {file} --layout gsm8k --samples 2 --temperature 0", "--samples must be 1 at temperature 0"),
-        ("--dataset {file} --layout gsm8k", "problem 1: messages: the chat template failed"),
+        ("--dataset {file} --layout gsm8k", "problem 1: messages cannot be tokenized"),
         (
             "--dataset {file} --layout gsm8k --instruction Go. --option max_model_len=20",
             "problem 1 has 21 tokens; the limit of 20 leaves no room to answer",

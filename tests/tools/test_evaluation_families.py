@@ -16,8 +16,8 @@ from tools.evaluation.questions import Effort
 from tools.evaluation.synthetic import FamilySuite, draw, judge
 from tools.reasoning.checkpoint import export
 from tools.reasoning.evaluation import held_out
-from tools.reasoning.families import FAMILIES
 from tools.reasoning.model import Reasoner, Shape
+from zipage.bundled.tasks.families import FAMILIES
 from zipage.config import parse_scoring
 from zipage.errors import ConfigError
 from zipage.eviction.scoring import RecordedQueries, score_layer

@@ -7,10 +7,10 @@ import statistics
 import pytest
 from reasoning_checkers import CHECKERS
 
-from tools.reasoning.example import Example
-from tools.reasoning.families import FAMILIES
 from tools.reasoning.schedule import LONGEST, SHORTEST
 from tools.reasoning.vocabulary import CHARACTERS
+from zipage.bundled.tasks.example import Example
+from zipage.bundled.tasks.families import DESCRIPTIONS, FAMILIES, FIRST_WORDS
 
 SIZES = (SHORTEST, 400, 1000, 2500, LONGEST)
 
@@ -25,6 +25,13 @@ def check(family: str, example: Example) -> None:
 
 def test_every_family_has_a_checker() -> None:
     assert list(FAMILIES) == list(CHECKERS)
+
+
+def test_every_family_is_told_by_its_first_word_and_described() -> None:
+    assert list(FAMILIES) == list(FIRST_WORDS) == list(DESCRIPTIONS)
+    for family in FAMILIES:
+        prompt = draw(family, 400, seed=1).prompt
+        assert [name for name, word in FIRST_WORDS.items() if prompt.startswith(word)] == [family]
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -11,9 +11,9 @@ from dense_attention import dense_causal_attention
 from tools.reasoning.batches import stack
 from tools.reasoning.checkpoint import export, load_weights
 from tools.reasoning.encoding import IGNORED, PADDING_DOCUMENT, Document, encode, pack
-from tools.reasoning.families import FAMILIES
 from tools.reasoning.model import Reasoner, Shape
 from tools.reasoning.packed_attention import block_attention, block_mask, dense_attention, dense_mask
+from zipage.bundled.tasks.families import FAMILIES
 from zipage.models.config import load_model_config
 from zipage.models.loading import load_decoder
 

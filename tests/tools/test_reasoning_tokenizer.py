@@ -8,9 +8,9 @@ import pytest
 
 from tools.reasoning.checkpoint import export
 from tools.reasoning.encoding import encode
-from tools.reasoning.families import FAMILIES
 from tools.reasoning.model import Reasoner, Shape
 from tools.reasoning.vocabulary import CHARACTERS, SPECIAL_TOKENS, TOKEN_IDS, TOKENS, VOCAB_SIZE
+from zipage.bundled.tasks.families import FAMILIES
 from zipage.commands.chat import has_chat_template
 from zipage.errors import InvalidRequestError
 from zipage.text.frontend import ModelText

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from tools.reasoning.batches import Batch, BatchShape, TrainingBatches, load, stack
 from tools.reasoning.encoding import IGNORED, encode, pack
 from tools.reasoning.evaluation import Accuracy, held_out, measure
-from tools.reasoning.families import FAMILIES
 from tools.reasoning.model import Shape
 from tools.reasoning.schedule import LONGEST, SHORTEST, learning_rate, longest_trace, trace_size
 from tools.reasoning.tokenizer import build_tokenizer
 from tools.reasoning.trainer import Settings, Trainer
 from tools.train_reasoner import main
+from zipage.bundled.tasks.families import FAMILIES
 from zipage.text.model_text import load_model_text
 
 TOY = Settings(Shape(layers=2, hidden=64, intermediate=128), BatchShape(rows=1, length=512, steps=30), 3e-3, seed=0)

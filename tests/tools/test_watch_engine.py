@@ -152,12 +152,12 @@ def llm():
 
 def test_one_view_of_a_real_engine(llm):
     with Client(llm.address) as client:
-        stream = client.stream("A1#2?\n")
+        stream = client.stream("abc")
         next(stream)
         result = CliRunner().invoke(main, [llm.address, "--once", "--interval", "0.05"], env={"COLUMNS": "120"})
         stream.close()
     assert result.exit_code == 0, result.output
     lines = [line.rstrip() for line in result.output.splitlines()]
-    assert lines[0].startswith("state-machine-6m, KV budget 64 tokens, blocks of 16")
+    assert lines[0].startswith("reasoner-8m, KV budget 64 tokens, blocks of 16")
     workers = [line.split()[0] for line in lines if line.endswith("MiB")]
     assert sorted(workers) == ["compression", "decode", "scheduler", "tokenizer"]

@@ -4,7 +4,7 @@ from typing import Any
 
 from math_verify import parse, verify
 
-from tools.reasoning.vocabulary import END_THINK
+from zipage.bundled.tasks.example import END_THINK
 
 _BOX = "\\boxed{"
 

@@ -9,7 +9,7 @@ from click.core import ParameterSource
 from tools.bench_runs import parse_options
 from tools.evaluation.questions import Suite
 from tools.evaluation.synthetic import FamilySuite, draw
-from tools.reasoning.families import FAMILIES
+from zipage.bundled.tasks.families import FAMILIES
 
 OPTIONS_OF_RUNS = ("model", "revision", "kv_budget", "scoring", "trace")
 """Fields of the engine's config that an evaluation sets itself, or that several engines cannot share."""

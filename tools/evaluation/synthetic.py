@@ -13,10 +13,10 @@ import numpy as np
 from tools.evaluation.intervals import paired_ratio, share
 from tools.evaluation.questions import Effort, Questions, effort_facts, length_limit
 from tools.reasoning.encoding import Document, encode
-from tools.reasoning.example import Example
-from tools.reasoning.families import FAMILIES
-from tools.reasoning.vocabulary import END_THINK, TOKEN_IDS
+from tools.reasoning.vocabulary import TOKEN_IDS
 from zipage import InvalidRequestError, SamplingParams
+from zipage.bundled.tasks.example import END_THINK, Example
+from zipage.bundled.tasks.families import FAMILIES
 from zipage.client_requests import Conversation
 from zipage.config import EngineConfig
 from zipage.results import RequestOutput
@@ -35,7 +35,7 @@ class Task:
 
     @property
     def conversation(self) -> Conversation:
-        return [{"role": "user", "content": self.example.prompt}]
+        return self.example.messages
 
     @property
     def expected(self) -> np.ndarray:

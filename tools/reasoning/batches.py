@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tools.reasoning.encoding import Document, PackedRow, encode, pack
-from tools.reasoning.families import FAMILIES
 from tools.reasoning.schedule import SHORTEST, trace_size
+from zipage.bundled.tasks.families import FAMILIES
 
 ROOM_FOR_PROMPT = 0.85
 """Of the room left in a row, what a trace may take, so that its prompt mostly fits too."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tools.reasoning.example import Example
-from tools.reasoning.vocabulary import ASSISTANT, CHARACTERS, END, END_THINK, THINK, TOKEN_IDS, USER
+from tools.reasoning.vocabulary import ASSISTANT, CHARACTERS, END, TOKEN_IDS, USER
+from zipage.bundled.tasks.example import END_THINK, THINK, Example
 
 IGNORED = -100
 """The target of a token whose successor is not learned."""

@@ -13,8 +13,8 @@ import numpy as np
 
 from tools.reasoning.batches import Batch, stack
 from tools.reasoning.encoding import Document, encode, pack
-from tools.reasoning.families import FAMILIES
 from tools.reasoning.vocabulary import TOKEN_IDS
+from zipage.bundled.tasks.families import FAMILIES
 
 Predict = Callable[[Batch], np.ndarray]
 """The most likely next token behind each token of a batch, [B, T]."""

@@ -2,8 +2,9 @@
 
 import string
 
+from zipage.bundled.tasks.example import END_THINK, THINK
+
 PAD, USER, ASSISTANT, END = "<pad>", "<|user|>", "<|assistant|>", "<|end|>"
-THINK, END_THINK = "<think>", "</think>"
 
 SPECIAL_TOKENS = (PAD, USER, ASSISTANT, END)
 """Left out of a text where special tokens are skipped; token ids 0 to 3."""

@@ -1,1 +1,1 @@
-"""Models that ship with zipage."""
+"""The model that ships with zipage, and its tasks."""

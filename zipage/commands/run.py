@@ -12,7 +12,7 @@ import click
 from zipage.client import Client
 from zipage.commands.batch import run_file
 from zipage.commands.chat import converse, has_chat_template
-from zipage.commands.demonstration import Demonstration
+from zipage.commands.demonstration import Demonstration, note_other_prompts
 from zipage.commands.jsonl import InputFile, InputOptions
 from zipage.commands.options import ENGINE_OPTIONS, SAMPLING_OPTIONS, add_options, engine_fields, sampling_fields
 from zipage.commands.prompts import answer_prompts, read_standard_input
@@ -59,7 +59,7 @@ def run(
     The first argument is always the model; without arguments it is the bundled one. All further arguments are prompts.
 
     Without prompts, `zipage run` chats on a terminal, and otherwise takes the whole of standard input, unchanged, as
-    one prompt. The bundled model, which knows one task only, first shows an example of it.
+    one prompt. The bundled model, which knows six kinds of task only, first shows an example of one.
 
     \b
     A line of the --input file is an object with one of
@@ -152,7 +152,7 @@ def _prompt_work(prompts: tuple[str, ...], params: SamplingParams, *, bundled: b
         text = read_standard_input()
         prompts = (text,) if text else ()
     if prompts:
-        return lambda session: answer_prompts(session, prompts)
+        return lambda session: _answer_prompts(session, prompts, bundled=bundled)
     if params.n > 1:
         raise click.UsageError("--n needs a prompt as an argument or on standard input")
     if not bundled and not _on_terminal():
@@ -166,6 +166,12 @@ def _prompt_work(prompts: tuple[str, ...], params: SamplingParams, *, bundled: b
         return example() if example is not None else None
 
     return work
+
+
+def _answer_prompts(session: Session, prompts: tuple[str, ...], *, bundled: bool) -> str | None:
+    if bundled:
+        note_other_prompts(session, prompts)
+    return answer_prompts(session, prompts)
 
 
 def _on_terminal() -> bool:

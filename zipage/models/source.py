@@ -8,7 +8,7 @@ from zipage.errors import ModelError
 from zipage.models.checkpoint_files import weight_files
 from zipage.models.config import load_model_config
 
-DEFAULT_MODEL = "state-machine-6m"
+DEFAULT_MODEL = "reasoner-8m"
 
 # Configuration, weights, tokenizer files and chat template of the top folder; no code and nothing pickled.
 DOWNLOAD_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt"]

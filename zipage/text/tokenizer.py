@@ -55,11 +55,7 @@ class TextTokenizer:
         Raises:
             InvalidRequestError: the vocabulary cannot express the text.
         """
-        try:
-            return self._tokenizer.encode(text, verbose=False)
-        # The library raises a bare Exception for a character that is not in a vocabulary without an unknown token.
-        except Exception as error:
-            raise InvalidRequestError(f"prompt cannot be tokenized: {error}", "prompt") from error
+        return self._encode(text, "prompt", add_special_tokens=True)
 
     def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
         """Apply the model's chat template, up to where the assistant's answer begins.
@@ -67,7 +63,8 @@ class TextTokenizer:
         The template writes every special token itself; none is added to it.
 
         Raises:
-            InvalidRequestError: the model has no chat template, a message is malformed, or the template raised.
+            InvalidRequestError: the model has no chat template, a message is malformed, the template raised, or the
+                vocabulary cannot express the text.
         """
         if not self._tokenizer.chat_template:
             raise InvalidRequestError(
@@ -75,12 +72,11 @@ class TextTokenizer:
             )
         conversation = normalize_messages(messages)
         try:
-            return self._tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, return_dict=False, tokenizer_kwargs={"verbose": False}
-            )
+            text = self._tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
         # A template is a program that was given a user's data: it may fail in any way.
         except Exception as error:
             raise InvalidRequestError(f"messages: the chat template failed: {error}", "messages") from error
+        return self._encode(text, "messages", add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         """The text of a token sequence; ids outside the vocabulary have none."""
@@ -107,6 +103,13 @@ class TextTokenizer:
         if skip_special_tokens and token_id in self.special_ids:
             return False
         return token_id < self.vocab_size and bool(self._tokenizer.convert_ids_to_tokens(token_id))
+
+    def _encode(self, text: str, field: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
+        # The library raises a bare Exception for a character that is not in a vocabulary without an unknown token.
+        except Exception as error:
+            raise InvalidRequestError(f"{field} cannot be tokenized: {error}", field) from error
 
     def _find_byte_tokens(self) -> dict[int, int]:
         vocabulary = self._tokenizer.get_vocab()

@@ -14,8 +14,8 @@ that of any earlier visit. States come back soon, so a sliding window that is lo
 
 import random
 
-from tools.reasoning.draws import add, names, number
-from tools.reasoning.example import Example
+from zipage.bundled.tasks.draws import add, names, number
+from zipage.bundled.tasks.example import Example
 
 CHARACTERS_PER_STEP = 19
 CHARACTERS_PER_STATE = 220

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+THINK, END_THINK = "<think>", "</think>"
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -16,3 +18,13 @@ class Example:
     prompt: str
     reasoning: str
     answer: str
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation to send: one message of the user."""
+        return [{"role": "user", "content": self.prompt}]
+
+    @property
+    def text(self) -> str:
+        """The whole right answer, as it comes back without special tokens."""
+        return f"{THINK}\n{self.reasoning}\n{END_THINK}\n{self.answer}"

@@ -18,8 +18,8 @@ copies of all of them) and the line before; a state that comes back far later fo
 import random
 from dataclasses import dataclass
 
-from tools.reasoning.draws import LETTERS
-from tools.reasoning.example import Example
+from zipage.bundled.tasks.draws import LETTERS
+from zipage.bundled.tasks.example import Example
 
 ATTEMPTS = 12
 SHORTEST_SHARE = 0.6

@@ -13,8 +13,8 @@ that may come again, although it was last looked at long ago: in the prompt or i
 
 import random
 
-from tools.reasoning.draws import add, names, number
-from tools.reasoning.example import Example
+from zipage.bundled.tasks.draws import add, names, number
+from zipage.bundled.tasks.example import Example
 
 CHARACTERS_PER_STEP = 24
 CHARACTERS_PER_STATE = 300

@@ -18,7 +18,7 @@ which some are needed a hundred characters later and others never again, and the
 
 import random
 
-from tools.reasoning.example import Example
+from zipage.bundled.tasks.example import Example
 
 CHARACTERS_PER_FACTOR = 161
 

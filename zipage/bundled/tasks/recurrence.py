@@ -12,8 +12,8 @@ sliding window fails as soon as it has passed the prompt, however long it is.
 
 import random
 
-from tools.reasoning.draws import LETTERS, MODULUS, number
-from tools.reasoning.example import Example
+from zipage.bundled.tasks.draws import LETTERS, MODULUS, number
+from zipage.bundled.tasks.example import Example
 
 CHARACTERS_PER_ROUND = 28
 CLASSES = ("low", "middle", "high")

@@ -22,8 +22,8 @@ its future, and the plans in the prompt that are still to come. A sliding window
 
 import random
 
-from tools.reasoning.draws import add, names, number
-from tools.reasoning.example import Example
+from zipage.bundled.tasks.draws import add, names, number
+from zipage.bundled.tasks.example import Example
 
 CHARACTERS_PER_STEP = 17
 MOST_ACCOUNTS = 30
