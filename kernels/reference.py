@@ -11,6 +11,8 @@ from torch import Tensor
 
 # Bytes of keys that decode attention gathers at once: they stay in the processor's caches until they are used.
 _GATHER_BYTES = 4 << 20
+# Anchor scores that differ by less than one over this, in standard deviations, are equals.
+ANCHOR_STEPS = 256
 # Queries whose probabilities over all entries exist at once.
 _QUERY_TILE = 64
 # Keys whose similarities to all keys exist at once.
@@ -298,6 +300,41 @@ def _similarity_sum(judges: Tensor, first_judge: int, keys: Tensor, tau: float) 
     similar = (similarity > tau) & ~own
     spared = torch.where(similar, entries, -1).amax(-1, keepdim=True)
     return similarity.masked_fill_(entries == spared, 0.0).sum(-2)
+
+
+def anchor_score(keys: Tensor, first: int, last: int) -> Tensor:
+    """How much an entry says that no later entry says again.
+
+    The content `c` of a key are the dimensions of each half that RoPE turns slowest, half of them, rounded up. Of each
+    content, `z(|c_j|) - z(max_{i > j} cos(c_j, c_i))`, the maximum over all later entries and -1 where there is none,
+    `z(x) = (x - mean) / standard deviation` over the entries that are scored, of a deviation of at least 1e-6. Rounded
+    to multiples of `1 / ANCHOR_STEPS`, so that keys of equal tokens at equal distances are equals.
+
+    Args:
+        keys: `[Hkv, n, d]`, after RoPE, dimension `i` turned with `i + d / 2`.
+        first, last: the entries that are scored, from `first` to before `last`.
+
+    Returns:
+        `[Hkv, last - first]` float32.
+    """
+    half, fast = keys.shape[-1] // 2, keys.shape[-1] // 4
+    content = torch.cat([keys[..., fast:half], keys[..., half + fast :]], dim=-1).float()
+    lengths = content.norm(dim=-1).clamp(min=1e-12)
+    directions = content / lengths[..., None]
+    entries = torch.arange(keys.shape[1], device=keys.device)
+    similarity = torch.empty(keys.shape[0], last - first, device=keys.device)
+    for start in range(first, last, _JUDGE_TILE):
+        own = entries[start : min(start + _JUDGE_TILE, last)]
+        cosine = directions[:, own] @ directions.transpose(1, 2)
+        cosine.masked_fill_(entries <= own[:, None], -1.0)
+        similarity[:, own - first] = cosine.amax(-1)
+    score = _standardise(lengths[:, first:last]) - _standardise(similarity)
+    return (score * ANCHOR_STEPS + 0.5).floor() / ANCHOR_STEPS
+
+
+def _standardise(values: Tensor) -> Tensor:
+    deviation = values.std(-1, correction=0, keepdim=True).clamp(min=1e-6)
+    return (values - values.mean(-1, keepdim=True)) / deviation
 
 
 def combine(score: Tensor, redundancy: Tensor, attention_weight: float) -> Tensor:

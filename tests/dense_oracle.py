@@ -5,6 +5,7 @@ forward pass of its own over the weights of a transformers model (Llama, Qwen2, 
 once more here, head by head, so that a mistake in the engine's has nothing to agree with.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,7 +165,7 @@ def choose_survivors(
             final = scoring.attention_weight * final - (1 - scoring.attention_weight) * redundancy(
                 keys[head], span, scoring.similarity_threshold, scoring.redundancy_temperature
             )
-        indices = best_entries(final.tolist(), keep, scoring.sinks, scoring.recent_entries(keep), num_pinned[head])
+        indices = best_entries(final.tolist(), keys[head], keep, scoring, num_pinned[head])
         kept.append(torch.tensor(indices))
         scores.append(score[indices])
     return torch.stack(kept), torch.stack(scores)
@@ -196,14 +197,37 @@ def redundancy(keys: torch.Tensor, span: int, tau: float, temperature: float) ->
     return (torch.cat(means) / temperature).softmax(dim=0)
 
 
-def best_entries(final: list[float], keep: int, sinks: int, recent: int, num_pinned: int) -> list[int]:
-    """Indices of the `keep` entries that stay, ascending."""
+def best_entries(
+    final: list[float], keys: torch.Tensor, keep: int, scoring: ScoringOptions, num_pinned: int
+) -> list[int]:
+    """Indices of the `keep` entries that stay, ascending; keys are `[n, d]`."""
+    room = max(keep - num_pinned, keep // 4)
+    recent = max(scoring.window if scoring.recent is None else scoring.recent, round(scoring.recent_share * room))
+    always = {index for index in range(len(final)) if index < scoring.sinks or index >= len(final) - recent}
+    rest = [index for index in range(num_pinned, len(final)) if index not in always]
+    left = max(keep - (len(final) - len(rest)), 0)
+    anchors = set(best_anchors(keys, rest)[: min(round(scoring.anchor_share * room), left)])
 
-    def rank(index: int) -> tuple[bool, bool, float, int]:
-        always = index < sinks or index >= len(final) - recent
-        return always, index < num_pinned, final[index], index
+    def rank(index: int) -> tuple[bool, bool, bool, float, int]:
+        return index in always, index < num_pinned, index in anchors, final[index], index
 
     return sorted(sorted(range(len(final)), key=rank)[len(final) - keep :])
+
+
+def best_anchors(keys: torch.Tensor, rest: list[int]) -> list[int]:
+    """The entries `rest`, those first whose content is long and unlike that of all later entries."""
+    if not rest:
+        return []
+    quarter = keys.shape[1] // 4
+    content = torch.cat([keys[:, quarter : 2 * quarter], keys[:, 3 * quarter :]], dim=1)
+    length = content.norm(dim=1)
+    cosine = content @ content.T / length / length[:, None]
+    likeness = torch.tensor([max(cosine[index, index + 1 :].tolist(), default=-1.0) for index in rest])
+    lengths = length[rest]
+    score = (lengths - lengths.mean()) / lengths.std(correction=0).clamp(min=1e-6)
+    score -= (likeness - likeness.mean()) / likeness.std(correction=0).clamp(min=1e-6)
+    steps = [math.floor(value * 256 + 0.5) for value in score.tolist()]
+    return [rest[place] for place in sorted(range(len(rest)), key=lambda i: (steps[i], i), reverse=True)]
 
 
 @torch.inference_mode()

@@ -42,7 +42,10 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         redundancy_temperature: divides the mean similarity before its softmax; > 0.
         sinks: the first entries, always kept.
         recent: the last entries, always kept; `None` is `window`.
-        recent_share: always keep at least this share of the kept entries as the recent part, in [0, 1].
+        recent_share: always keep at least this share of the room as the recent part, in [0, 1]. The room are the kept
+            entries that a pinned prompt leaves, or a quarter of those that are kept, whichever is more.
+        anchor_share: share of the room, in [0, 1], for anchors: entries whose keys have much content that no later key
+            has. They come behind sinks, recent entries and a pinned prompt, before all others.
         pin_prompt: keep the prompt ahead of everything but sinks and recent entries.
     """
 
@@ -57,6 +60,7 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     sinks: int = 4
     recent: int | None = None
     recent_share: float = 0.5
+    anchor_share: float = 0.3
     pin_prompt: bool = True
 
     def __post_init__(self) -> None:
@@ -71,11 +75,24 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _check("sinks", self.sinks, 0, math.inf)
         _check("recent", self.recent, 0, math.inf)
         _check("recent_share", self.recent_share, 0, 1)
+        _check("anchor_share", self.anchor_share, 0, 1)
 
-    def recent_entries(self, keep: int) -> int:
-        """How many of `keep` surviving entries are the most recent ones whatever their score."""
+    def recent_entries(self, keep: int, num_pinned: int) -> int:
+        """How many of `keep` surviving entries are the most recent ones whatever their score.
+
+        Args:
+            keep: entries that survive.
+            num_pinned: leading entries that are the prompt's; they count where it is pinned.
+        """
         recent = self.window if self.recent is None else self.recent
-        return max(recent, round(self.recent_share * keep))
+        return max(recent, round(self.recent_share * self._room(keep, num_pinned)))
+
+    def anchor_entries(self, keep: int, num_pinned: int) -> int:
+        """How many of `keep` surviving entries are anchors, where sinks, recent entries and prompt leave so many."""
+        return round(self.anchor_share * self._room(keep, num_pinned))
+
+    def _room(self, keep: int, num_pinned: int) -> int:
+        return max(keep - num_pinned * self.pin_prompt, keep // 4)
 
 
 PAPER_SCORING = ScoringOptions(
@@ -85,6 +102,7 @@ PAPER_SCORING = ScoringOptions(
     pooling="first",
     redundancy="lightning",
     recent_share=0.0,
+    anchor_share=0.0,
     pin_prompt=False,
 )
 SCORING_PRESETS = {"default": ScoringOptions(), "paper": PAPER_SCORING}
@@ -227,7 +245,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"kv_budget must be 0 or more than one block ({self.block_size} tokens), not {self.kv_budget}"
             )
         keep = self.effective_kv_budget - self.block_size
-        always_kept = self.scoring.sinks + self.scoring.recent_entries(keep)
+        always_kept = self.scoring.sinks + self.scoring.recent_entries(keep, 0)
         if always_kept > keep:
             raise ConfigError(
                 f"kv_budget {self.kv_budget} keeps {keep} entries at a compression, fewer than the {always_kept} that "

@@ -255,7 +255,9 @@ class ShadowWorkers:
         assert job.num_pinned == (row.num_pinned if scoring.pin_prompt else 0)
         if scoring.observe == "all":
             assert job.num_observed == row.num_observed > 0
-        tiers = entry_tiers(job.num_entries, scoring.sinks, scoring.recent_entries(job.keep), job.num_pinned)
+        tiers = entry_tiers(
+            job.num_entries, scoring.sinks, scoring.recent_entries(job.keep, job.num_pinned), job.num_pinned
+        )
         row.num_survivors, row.num_observed = job.keep, 0
         row.num_pinned = pinned_after(tiers, job.num_pinned, job.keep)
         return row.num_pinned

@@ -181,7 +181,7 @@ def test_recency_keeps_the_sinks_and_the_most_recent_entries() -> None:
     keys, queries = torch.randn(2, 80, 16), torch.randn(16, 4, 16)
     old_scores = torch.rand(2, 48)
     scores = score_layer(keys, RecordedQueries(queries, torch.arange(64, 80)), old_scores, scoring, block_size=16)
-    tiers = entry_tiers(80, scoring.sinks, scoring.recent_entries(48), 0)
+    tiers = entry_tiers(80, scoring.sinks, scoring.recent_entries(48, 0), 0)
     expected = [0, 1, 2, 3, *range(36, 80)]
     assert select_entries(scores.final, 48, tiers).tolist() == [expected, expected]
     final = torch.empty(1, 1, 2, 80)

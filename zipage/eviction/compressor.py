@@ -6,7 +6,8 @@ import torch
 
 from zipage.config import ScoringOptions
 from zipage.engine_messages import CompressionDone, CompressionJob, JobFailed
-from zipage.eviction.job import check_job, compress_layers, pinned_survivors
+from zipage.eviction.job import check_job, compress_layers
+from zipage.eviction.job_tiers import pinned_survivors
 from zipage.eviction.scratch import SCRATCH_BYTES, layer_bytes, requests_at_once
 from zipage.execution.pool import KVPool
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from zipage.config import ScoringOptions
 from zipage.engine_messages import CompressionJob
 from zipage.errors import EngineError
+from zipage.eviction import job_tiers
+from zipage.eviction.job_tiers import pinned_survivors
 from zipage.eviction.query_rows import observed_queries
-from zipage.eviction.scoring import AccumulatedAttention, RecordedQueries, score_layer
+from zipage.eviction.scoring import AccumulatedAttention, RecordedQueries, prefer_anchors, score_layer
 from zipage.eviction.scratch import SCRATCH_BYTES
-from zipage.eviction.selection import entry_tiers, pinned_after
 from zipage.execution.pool import KVPool
 from zipage.kernels.reference import compact, gather_entries, place_entries, select_entries
 
@@ -34,7 +35,8 @@ class JobResult:
 class _Plan:
     """The parts of a job that are the same in every layer, as tensors on the pool's device.
 
-    `query_rows` and `query_indices` are those of `observed_queries`, indices among resident entries.
+    `rest` are the entries of which scores choose, and first `num_anchors` anchors among them. `query_rows` and
+    `query_indices` are those of `observed_queries`, indices among resident entries.
     """
 
     job: CompressionJob
@@ -42,6 +44,8 @@ class _Plan:
     table: Tensor
     targets: Tensor
     tiers: Tensor
+    rest: range
+    num_anchors: int
     query_rows: Tensor
     query_indices: Tensor
 
@@ -97,7 +101,7 @@ def check_job(job: CompressionJob, block_size: int, scoring: ScoringOptions) -> 
             f"compression of request {job.uid} names {job.num_entries} entries in {len(job.block_table)} blocks of "
             f"{block_size}"
         )
-    recent = scoring.recent_entries(job.keep)
+    recent = scoring.recent_entries(job.keep, job.num_pinned)
     if scoring.sinks + recent > job.keep:
         raise EngineError(
             f"compression of request {job.uid} keeps {job.keep} entries, fewer than the {scoring.sinks} of "
@@ -108,17 +112,6 @@ def check_job(job: CompressionJob, block_size: int, scoring: ScoringOptions) -> 
         raise EngineError(f"compression of request {job.uid} has no observed queries")
 
 
-def pinned_survivors(job: CompressionJob, scoring: ScoringOptions) -> int:
-    """How many leading survivors of a job are the prompt's, where the prompt is pinned."""
-    # Counted on the CPU: what is read back from a GPU waits for all jobs before.
-    return pinned_after(_tiers(job, scoring, torch.device("cpu")), _num_pinned(job, scoring), job.keep)
-
-
-def _tiers(job: CompressionJob, scoring: ScoringOptions, device: torch.device) -> Tensor:
-    recent = scoring.recent_entries(job.keep)
-    return entry_tiers(job.num_entries, scoring.sinks, recent, _num_pinned(job, scoring), device)
-
-
 def _plan(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> _Plan:
     device = pool.keys.device
     recorded = observed_queries(scoring.observe, scoring.window, job.num_entries - job.num_survivors)
@@ -127,16 +120,14 @@ def _plan(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> _Plan:
         scoring=scoring,
         table=torch.tensor(job.block_table, device=device),
         targets=torch.tensor(job.target_blocks, device=device),
-        tiers=_tiers(job, scoring, device),
+        tiers=job_tiers.tiers(job, scoring, device),
+        rest=job_tiers.rest(job, scoring),
+        num_anchors=job_tiers.num_anchors(job, scoring),
         query_rows=torch.tensor([row for _, row in recorded], dtype=torch.int64, device=device),
         query_indices=torch.tensor(
             [job.num_survivors + index for index, _ in recorded], dtype=torch.int64, device=device
         ),
     )
-
-
-def _num_pinned(job: CompressionJob, scoring: ScoringOptions) -> int:
-    return job.num_pinned if scoring.pin_prompt else 0
 
 
 def _compress_layer(plan: _Plan, pool: KVPool, layer: int) -> Tensor:
@@ -146,7 +137,8 @@ def _compress_layer(plan: _Plan, pool: KVPool, layer: int) -> Tensor:
     old_scores = gather_entries(pool.scores[layer], table, job.num_survivors)
     observation = _observation(plan, pool, layer)
     scores = score_layer(keys, observation, old_scores, plan.scoring, pool.geometry.block_size)
-    kept = select_entries(scores.final, job.keep, plan.tiers)
+    final = prefer_anchors(scores.final, keys, plan.rest, plan.num_anchors)
+    kept = select_entries(final, job.keep, plan.tiers)
     compact(pool.keys[layer], table, targets, kept)
     compact(pool.values[layer], table, targets, kept)
     place_entries(pool.scores[layer], targets, scores.cached.gather(1, kept))

@@ -10,11 +10,13 @@ from torch import Tensor
 from zipage.config import ScoringOptions
 from zipage.engine_messages import CompressionJob
 from zipage.errors import EngineError
+from zipage.eviction.job_tiers import num_anchors, num_pinned, rest
 from zipage.eviction.lengths import length_classes, row_length
 from zipage.eviction.query_rows import observed_queries
 from zipage.eviction.scratch import layer_bytes, layers_at_once
 from zipage.execution.pool import KVPool
 from zipage.execution.upload import upload
+from zipage.kernels.anchor_score import anchor_score, prefer
 from zipage.kernels.compact import compact
 from zipage.kernels.global_score import accumulated_score
 from zipage.kernels.pool_score import pool_score
@@ -34,6 +36,8 @@ class _Batch:
         query_rows, query_indices: `[R, w]`, of `observed_queries`, indices among resident entries; `[R, 0]` where
             attention is accumulated. They have places for all `w`, lest kernels differ with the longest interval.
         num_entries, num_survivors, num_queries, num_pinned, query_buffer, keep, recent: `[R]`.
+        first_rest, last_rest: `[R]`, the entries of which scores choose some.
+        with_anchors: `[R]`, of the entries that survive, those of the higher tiers and anchors; 0 for no anchors.
         row_length: places of a row of scores.
         most_kept: the largest `keep`.
         in_place: whether a target may be a block of its request's table.
@@ -51,6 +55,9 @@ class _Batch:
     query_buffer: Tensor
     keep: Tensor
     recent: Tensor
+    first_rest: Tensor
+    last_rest: Tensor
+    with_anchors: Tensor
     row_length: int
     most_kept: int
     in_place: bool
@@ -113,10 +120,13 @@ def _upload(jobs: Sequence[CompressionJob], scoring: ScoringOptions, device: tor
         "num_entries": [job.num_entries for job in jobs],
         "num_survivors": [job.num_survivors for job in jobs],
         "num_queries": [job.num_observed for job in jobs] if scoring.observe == "all" else [*map(len, recorded)],
-        "num_pinned": [job.num_pinned if scoring.pin_prompt else 0 for job in jobs],
+        "num_pinned": [num_pinned(job, scoring) for job in jobs],
         "query_buffer": [job.query_buffer for job in jobs],
         "keep": [job.keep for job in jobs],
-        "recent": [scoring.recent_entries(job.keep) for job in jobs],
+        "recent": [scoring.recent_entries(job.keep, job.num_pinned) for job in jobs],
+        "first_rest": [rest(job, scoring).start for job in jobs],
+        "last_rest": [rest(job, scoring).stop for job in jobs],
+        "with_anchors": [_with_anchors(job, scoring) for job in jobs],
     }
     flat = [[number for row in rows for number in row] for rows in matrices.values()] + list(numbers.values())
     # An even number of 8 bytes each, so that all begin at multiples of 16.
@@ -150,7 +160,13 @@ def _compress(batch: _Batch, pool: KVPool, scoring: ScoringOptions) -> Tensor:
     score = _score(batch, pool, scoring)
     final = _final_score(batch, pool, scoring, score)
     kept = torch.empty((*score.shape[:3], batch.most_kept), dtype=torch.int32, device=pool.device)
-    select_entries(final, batch.num_entries, batch.keep, scoring.sinks, batch.recent, batch.num_pinned, kept)
+    tiers = scoring.sinks, batch.recent, batch.num_pinned
+    if scoring.anchor_share:
+        final = final.clone() if final is score else final
+        anchor = _anchor_score(batch, pool)
+        select_entries(anchor, batch.num_entries, batch.with_anchors, *tiers, kept)
+        prefer(kept, batch.with_anchors, final)
+    select_entries(final, batch.num_entries, batch.keep, *tiers, kept)
     blocks = batch.table, batch.targets
     compact(pool.keys, pool.values, pool.scores, pool.observed, score, *blocks, kept, batch.keep, batch.in_place)
     return kept
@@ -198,6 +214,21 @@ def _final_score(batch: _Batch, pool: KVPool, scoring: ScoringOptions, score: Te
     temperature, weight = scoring.redundancy_temperature, scoring.attention_weight
     combine(final, similarity, batch.num_entries, temperature, weight, similarity)
     return similarity
+
+
+def _anchor_score(batch: _Batch, pool: KVPool) -> Tensor:
+    """`[R, L, Hkv, row length]` float32, where scores choose."""
+    num_layers, _, num_kv_heads, _, _ = pool.keys.shape
+    shape = (2, len(batch.table), num_layers, num_kv_heads, batch.row_length)
+    similarity, anchor = torch.empty(shape, dtype=torch.float32, device=pool.device)
+    ends = batch.num_entries, batch.first_rest, batch.last_rest
+    anchor_score(pool.keys, batch.table, *ends, similarity, anchor)
+    return anchor
+
+
+def _with_anchors(job: CompressionJob, scoring: ScoringOptions) -> int:
+    anchors = num_anchors(job, scoring)
+    return job.num_entries - len(rest(job, scoring)) + anchors if anchors else 0
 
 
 def _padded(rows: list[list[int]], least: int = 1) -> list[list[int]]:

@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from zipage.config import ScoringOptions
 from zipage.kernels.reference import (
+    anchor_score,
     combine,
     global_score,
     pool_score,
     redundancy_full,
     redundancy_lightning,
+    select_entries,
     window_attention_score,
 )
 
@@ -79,6 +82,25 @@ def score_layer(
         return LayerScores(cached, score)
     redundancy = _redundancy(keys, scoring, block_size)
     return LayerScores(cached, combine(score, redundancy, scoring.attention_weight))
+
+
+def prefer_anchors(final: Tensor, keys: Tensor, rest: range, count: int) -> Tensor:
+    """Give the best anchors of one layer the highest score there is.
+
+    Args:
+        final: `[Hkv, n]` float32.
+        keys: `[Hkv, n, d]`.
+        rest: the entries of which scores choose some.
+        count: anchors of each head, at most `len(rest)`.
+
+    Returns:
+        `[Hkv, n]` float32.
+    """
+    if not count:
+        return final
+    tiers = torch.zeros(len(rest), dtype=torch.int64, device=keys.device)
+    best = select_entries(anchor_score(keys, rest.start, rest.stop), count, tiers)
+    return final.scatter(1, best + rest.start, torch.inf)
 
 
 def _attention_score(keys: Tensor, observation: RecordedQueries | AccumulatedAttention) -> Tensor:

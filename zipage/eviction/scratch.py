@@ -30,6 +30,9 @@ def layer_bytes(num_entries: int, keep: int, geometry: PoolGeometry, scoring: Sc
         numbers += chunks * scoring.window * (geometry.num_query_heads // geometry.num_kv_heads)
     if scoring.pooling != "off":
         numbers += length
+    if scoring.anchor_share:
+        # Anchor scores, similarities on the way, and what selection ranks by, where that is not memory of its own.
+        numbers += 3 * length
     if scoring.redundancy == "lightning":
         numbers += 2 * length
     if scoring.redundancy == "full":

@@ -137,4 +137,4 @@ class SchedulerLimits:
     def _can_keep(self, max_blocks: int) -> bool:
         """Whether a compression to `max_blocks - 1` blocks has room for the entries that are always kept."""
         keep = (max_blocks - 1) * self.block_size
-        return self.scoring.sinks + self.scoring.recent_entries(keep) <= keep
+        return self.scoring.sinks + self.scoring.recent_entries(keep, 0) <= keep
