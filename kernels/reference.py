@@ -5,6 +5,8 @@ Shapes of one layer: key and value cache `[num_blocks, Hkv, b, d]`, scores and o
 Query head `h` reads KV head `h // (Hq // Hkv)`. Attention and scores are computed in float32 whatever the cache holds.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -197,25 +199,41 @@ def gather_entries(cache: Tensor, block_table: Tensor, num_entries: int) -> Tens
     return blocks.view(num_kv_heads, num_blocks * block_size, *cache.shape[3:])[:, :num_entries]
 
 
-def window_attention_score(queries: Tensor, query_indices: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """Step 1: the mean over queries of the largest attention probability among a KV head's query heads.
+def window_attention_score(
+    queries: Tensor, query_indices: Tensor, keys: Tensor, scale: float, reduce: str = "mean"
+) -> Tensor:
+    """Step 1: over queries, the mean or maximum of the largest attention probability among a KV head's query heads.
 
-    `s[j] = mean_i max_{h in group} softmax_{j <= index_i}(q_i . k_j * scale)`.
+    `s[j] = reduce_i max_{h in group} softmax_{j <= index_i}(q_i . k_j * scale)`.
 
     Args:
         queries: `[m, Hq, d]`, m at least 1.
         query_indices: `[m]` int64, the resident index of each query's own entry, the last one it sees.
         keys: `[Hkv, n, d]`.
         scale: factor of `q . k`.
+        reduce: `mean` or `max`.
 
     Returns:
         `[Hkv, n]` float32.
     """
+    if reduce == "max":
+        return _attention_over_queries(queries, query_indices, keys, scale, torch.maximum)
     return _attention_sum(queries, query_indices, keys, scale) / queries.shape[0]
 
 
 def _attention_sum(queries: Tensor, query_indices: Tensor, keys: Tensor, scale: float) -> Tensor:
     """`window_attention_score` with the sum over queries in place of their mean."""
+    return _attention_over_queries(queries, query_indices, keys, scale, torch.add)
+
+
+def _attention_over_queries(
+    queries: Tensor,
+    query_indices: Tensor,
+    keys: Tensor,
+    scale: float,
+    accumulate: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """What queries accumulate, `[Hkv, n]`: sums or maxima of the largest probability within a group."""
     num_kv_heads, num_entries, head_dim = keys.shape
     transposed = keys.float().transpose(1, 2)
     entries = torch.arange(num_entries, device=keys.device)
@@ -226,7 +244,8 @@ def _attention_sum(queries: Tensor, query_indices: Tensor, keys: Tensor, scale: 
         logits = torch.bmm(grouped.reshape(num_kv_heads, -1, head_dim), transposed).mul_(scale)
         logits = logits.view(num_kv_heads, size, -1, num_entries)
         logits.masked_fill_((entries > indices[:, None])[:, None, :], float("-inf"))
-        total += logits.softmax(-1).amax(2).sum(1)
+        strongest = logits.softmax(-1).amax(2)
+        total = accumulate(total, strongest.sum(1) if accumulate is torch.add else strongest.amax(1))
     return total
 
 

@@ -58,11 +58,12 @@ def window_score(
     num_queries: Tensor,
     scale: float,
     decay: float,
+    reduce: str,
     score: Tensor,
 ) -> None:
     """Score the resident entries of several requests in several layers by their recorded queries.
 
-    `s[j] = mean_i max_{h in group} softmax_{j <= index_i}(q_i . k_j * scale)`, and for the first `num_survivors`
+    `s[j] = reduce_i max_{h in group} softmax_{j <= index_i}(q_i . k_j * scale)`, and for the first `num_survivors`
     entries `max(s[j], decay * scores[j])`: `window_attention_score` and `global_score` of the reference.
 
     Args:
@@ -78,6 +79,7 @@ def window_score(
         num_queries: `[R]` integers, m of each request, at least 1.
         scale: factor of `q . k`.
         decay: gamma of step 2; 0 is no global score.
+        reduce: `mean` or `max` over the queries.
         score: `[R, L, Hkv, n_max]` float32, written in its first n places.
 
     Raises:
@@ -95,14 +97,13 @@ def window_score(
     entries = (key_cache, num_layers, key_cache.shape[1], block_tables, block_tables.shape[1], num_entries)
     inputs = (*recorded, *entries, partial, num_chunks, scale * math.log2(math.e))
     outputs = (scores, num_survivors, decay, score, max_entries)
+    options = {"is_mean": reduce == "mean", "num_warps": second_pass.num_warps, "num_stages": _NUM_STAGES}
     query_tiles = triton.cdiv(max_queries, first_pass.query_tile)
     grid = (num_chunks * query_tiles, num_kv_heads, num_requests * num_layers)
     _log_sum_exp_kernel[grid](*inputs, first_pass, num_warps=first_pass.num_warps, num_stages=_NUM_STAGES)
     grid = (num_chunks, num_kv_heads, num_requests * num_layers)
     for first_query in range(0, max_queries, second_pass.query_tile):
-        _score_kernel[grid](
-            *inputs, *outputs, first_query, second_pass, num_warps=second_pass.num_warps, num_stages=_NUM_STAGES
-        )
+        _score_kernel[grid](*inputs, *outputs, first_query, second_pass, **options)
 
 
 def _check(
@@ -244,7 +245,7 @@ def _log_sum_exp_kernel(
 def _score_kernel(
     queries, num_buffers, window, query_buffers, query_rows, query_indices, num_queries, max_queries, key_cache,
     num_layers, num_blocks, block_tables, max_blocks, num_entries, partial, num_chunks, factor, scores, num_survivors,
-    decay, score, max_entries, first_query, sizes: tl.constexpr
+    decay, score, max_entries, first_query, sizes: tl.constexpr, is_mean: tl.constexpr
 ):  # fmt: skip
     """Score of one chunk of entries of one KV head, after adding what a tile of queries gives them."""
     # Backwards: what the first pass read last is still in the L2 cache.
@@ -289,7 +290,11 @@ def _score_kernel(
         weights = tl.exp2(tl.where(visible, logits - log_sum[None, :], float("-inf")))
         # Head by head along the columns, so that the largest of a group is taken within a thread.
         strongest = tl.max(tl.reshape(weights, (sizes.tile, sizes.group_tile, sizes.query_tile)), axis=1)
-        total = earlier + tl.sum(strongest, axis=1)
-        mean = total / count
-        final = tl.where(entries < survivors, tl.maximum(mean, decay * old), mean)
+        if is_mean:
+            total = earlier + tl.sum(strongest, axis=1)
+            reduced = total / count
+        else:
+            total = tl.maximum(earlier, tl.max(strongest, axis=1))
+            reduced = total
+        final = tl.where(entries < survivors, tl.maximum(reduced, decay * old), reduced)
         tl.store(places, tl.where(is_last, final, total), mask=inside)

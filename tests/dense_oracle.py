@@ -154,7 +154,7 @@ def choose_survivors(
     group = queries.shape[1] // keys.shape[0]
     kept, scores = [], []
     for head in range(keys.shape[0]):
-        score = attention_score(queries[:, head * group : (head + 1) * group], query_indices, keys[head])
+        score = attention_score(queries[:, head * group : (head + 1) * group], query_indices, keys[head], scoring)
         survivors = old_scores.shape[1]
         score = torch.cat([torch.max(score[:survivors], scoring.decay * old_scores[head]), score[survivors:]])
         final = score
@@ -171,12 +171,16 @@ def choose_survivors(
     return torch.stack(kept), torch.stack(scores)
 
 
-def attention_score(queries: torch.Tensor, query_indices: list[int], keys: torch.Tensor) -> torch.Tensor:
-    """Mean over the queries `[m, group, d]` of the largest attention within the group, `[n]`; keys are `[n, d]`."""
+def attention_score(
+    queries: torch.Tensor, query_indices: list[int], keys: torch.Tensor, scoring: ScoringOptions
+) -> torch.Tensor:
+    """Mean or maximum over queries `[m, group, d]` of the largest attention within the group; keys are `[n, d]`."""
     visible = torch.arange(len(keys)) <= torch.tensor(query_indices)[:, None, None]
     logits = torch.einsum("mgd,nd->mgn", queries, keys) / keys.shape[-1] ** 0.5
     attention = torch.where(visible, logits, -torch.inf).softmax(dim=2)
-    return attention.max(dim=1).values.mean(dim=0)
+    strongest = attention.max(dim=1).values
+    is_mean = scoring.reduce == "mean" or scoring.observe == "all"
+    return strongest.mean(dim=0) if is_mean else strongest.max(dim=0).values
 
 
 def redundancy(keys: torch.Tensor, span: int, tau: float, temperature: float) -> torch.Tensor:

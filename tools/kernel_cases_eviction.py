@@ -56,14 +56,14 @@ def window(
     def call(copy: int) -> None:
         window_score(
             queries, keys, old, tables[copy], counts[0], counts[1], buffers[copy], window_rows, indices, counts[2],
-            scale, DECAY, score[copy],
+            scale, DECAY, "max", score[copy],
         )  # fmt: skip
 
     def expected(request: int, layer: int) -> Tensor:
         own_keys = reference.gather_entries(keys[layer], tables[0, request], entries)
         own_old = reference.gather_entries(old[layer], tables[0, request], survivors)
         own_queries = queries[layer, buffers[0, request]]
-        result = reference.window_attention_score(own_queries, indices[request], own_keys, scale)
+        result = reference.window_attention_score(own_queries, indices[request], own_keys, scale, "max")
         result[:, :survivors] = reference.global_score(result[:, :survivors], own_old, DECAY)
         return result
 

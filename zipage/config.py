@@ -10,6 +10,7 @@ from zipage.errors import ConfigError
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 Observe = Literal["last", "spread", "all"]
+Reduce = Literal["mean", "max"]
 Pooling = Literal["off", "first", "always"]
 Redundancy = Literal["off", "full", "lightning"]
 Compress = Literal["always", "pressure"]
@@ -34,6 +35,8 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             since the last compression, or `all` of them (the last `window` of the prompt and every later one),
             accumulated by decode attention.
         window: `w`, how many queries a query slot holds; even, 2 to 1024.
+        reduce: over the observed queries, the `mean` or the `max` of an entry's probability; with `observe=all` it is
+            always the mean.
         decay: gamma of the global score, in [0, 1]; 0 is no global score.
         pooling: max-pool the score over 5 neighbours never, at a request's first compression, or always.
         redundancy: compare keys with no, all, or only the keys of their own block.
@@ -51,6 +54,7 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     observe: Observe = "last"
     window: int = 16
+    reduce: Reduce = "max"
     decay: float = 0.9
     pooling: Pooling = "off"
     redundancy: Redundancy = "off"
@@ -59,8 +63,8 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     redundancy_temperature: float = 0.4
     sinks: int = 4
     recent: int | None = None
-    recent_share: float = 0.5
-    anchor_share: float = 0.3
+    recent_share: float = 0.3
+    anchor_share: float = 0.4
     pin_prompt: bool = True
 
     def __post_init__(self) -> None:
@@ -98,6 +102,7 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 PAPER_SCORING = ScoringOptions(
     observe="last",
     window=16,
+    reduce="mean",
     decay=0.8,
     pooling="first",
     redundancy="lightning",

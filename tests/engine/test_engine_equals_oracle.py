@@ -22,7 +22,8 @@ PROMPT_LENGTHS = (3, 17, 32, 50, 71, 100, 150)
 
 SCORINGS = [
     "default",
-    "default,pin_prompt=false,recent_share=0",
+    "default,pin_prompt=false,recent_share=0,anchor_share=0",
+    "default,pin_prompt=false,recent_share=0,anchor_share=1",
     "paper",
     "paper,redundancy=full",
     "paper,redundancy=off",

@@ -74,7 +74,7 @@ def test_compression_starts_when_the_last_of_enough_blocks_is_full(prompt_length
     """The prompt is never compressed before its end, and every later compression comes one block later."""
     block_size = 8
     num_tokens = resident_at_first - prompt_length + 2 * block_size + 2
-    scoring = ScoringOptions(sinks=2, window=4, pin_prompt=False)
+    scoring = ScoringOptions(sinks=2, window=4, recent_share=0.5, pin_prompt=False)
     result = dense_generate(model, (PROMPT * 3)[:prompt_length], num_tokens, scoring, block_size, kv_budget=20)
     assert len(result.kept_positions) == 3
     for count, layers in enumerate(result.kept_positions):
@@ -113,7 +113,9 @@ def test_first_survivors_are_what_transformers_attends_to(observe, queries, dire
     """The attention of the observed queries, as transformers reports it, ranks what is neither sink nor recent."""
     model = reference_model(tiny_checkpoint(directory / f"eager-{observe}", "qwen3"))
     model.set_attn_implementation("eager")
-    scoring = ScoringOptions(sinks=2, window=4, recent_share=0.0, anchor_share=0.0, observe=observe, pin_prompt=False)
+    scoring = ScoringOptions(
+        sinks=2, window=4, recent_share=0.0, anchor_share=0.0, reduce="mean", observe=observe, pin_prompt=False
+    )
     result = dense_generate(model, PROMPT, 30, scoring, 8, 32)
     ids = torch.tensor([PROMPT + result.tokens[: 32 - len(PROMPT)]])
     with torch.inference_mode():

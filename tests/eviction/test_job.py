@@ -20,6 +20,9 @@ QUERY_BUFFER = 2
 UNPINNED = {"pin_prompt": False}
 OPTIONS = {
     "default": {},
+    "mean": UNPINNED | {"reduce": "mean", "recent_share": 0.0, "anchor_share": 0.0},
+    "no-anchors": UNPINNED | {"recent_share": 0.0, "anchor_share": 0.0},
+    "anchors-only": UNPINNED | {"recent_share": 0.0, "anchor_share": 1.0},
     "no-recent-share": UNPINNED | {"recent_share": 0.0},
     "spread": UNPINNED | {"observe": "spread", "recent_share": 0.1},
     "all": UNPINNED | {"observe": "all", "recent_share": 0.1},
@@ -119,7 +122,7 @@ def accumulate(pool: KVPool, job: CompressionJob, queries: torch.Tensor, indices
         keys = dense(pool.keys[layer], job.block_table).float()
         for head in range(NUM_KV_HEADS):
             group = queries[layer, :, head * GROUP : (head + 1) * GROUP]
-            total = attention_score(group, indices, keys[head]) * len(indices)
+            total = attention_score(group, indices, keys[head], ScoringOptions(observe="all")) * len(indices)
             pool.observed[layer, job.block_table, head] = total.view(len(job.block_table), -1)
 
 

@@ -48,7 +48,9 @@ def test_anchor_score_equals_the_reference(device, dtype, head_dim, block_size):
         for layer in range(NUM_LAYERS if first < last else 0):
             keys = reference.gather_entries(key_cache[layer], tables[request], lengths[request])
             expected = reference.anchor_score(keys, first, last)
-            torch.testing.assert_close(anchor[request, layer, :, first:last], expected, atol=1.01 / reference.ANCHOR_STEPS, rtol=0)
+            torch.testing.assert_close(
+                anchor[request, layer, :, first:last], expected, atol=1.01 / reference.ANCHOR_STEPS, rtol=0
+            )
 
 
 def test_an_entry_that_is_said_again_is_no_anchor(device):

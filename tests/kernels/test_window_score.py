@@ -72,7 +72,7 @@ def make_batch(device, lengths, counts, heads=(4, 2), head_dim=64, block_size=16
     )
 
 
-def run(batch: Batch) -> torch.Tensor:
+def run(batch: Batch, reduce: str = "mean") -> torch.Tensor:
     num_layers, _, num_kv_heads = batch.scores.shape[:3]
     shape = (len(batch.num_entries), num_layers, num_kv_heads, int(batch.num_entries.max()) + 3)
     score = torch.full(shape, NAN, device=batch.scores.device)
@@ -89,6 +89,7 @@ def run(batch: Batch) -> torch.Tensor:
         batch.num_queries,
         batch.scale,
         batch.decay,
+        reduce,
         score,
     )
     return score
@@ -101,7 +102,7 @@ def with_old_scores(batch: Batch, request: int, layer: int, score: torch.Tensor)
     return score
 
 
-def check(batch: Batch, score: torch.Tensor, logits_error: float = 0.0) -> None:
+def check(batch: Batch, score: torch.Tensor, logits_error: float = 0.0, reduce: str = "mean") -> None:
     """Compare all requests; logits that are wrong by `logits_error` make probabilities wrong by twice its share."""
     for request, length in enumerate(batch.num_entries.tolist()):
         count = int(batch.num_queries[request])
@@ -109,7 +110,7 @@ def check(batch: Batch, score: torch.Tensor, logits_error: float = 0.0) -> None:
         for layer in range(NUM_LAYERS if length else 0):
             keys = reference.gather_entries(batch.key_cache[layer], batch.block_tables[request], length)
             queries = batch.queries[layer, batch.query_buffers[request], rows]
-            expected = reference.window_attention_score(queries, indices, keys, batch.scale)
+            expected = reference.window_attention_score(queries, indices, keys, batch.scale, reduce)
             tolerance = TOLERANCE[batch.key_cache.dtype] + 2 * logits_error
             torch.testing.assert_close(
                 score[request, layer, :, :length],
@@ -145,6 +146,16 @@ def test_chunks_of_entries_and_tiles_of_queries_add_up(device, group, dtype, max
     monkeypatch.setattr(window_score, "_MAX_CHUNKS", max_chunks)
     batch = make_batch(device, [140, 64, 65], [12, 9, 2], heads=(group, 1), dtype=dtype)
     check(batch, run(batch))
+
+
+@pytest.mark.parametrize("max_chunks", [1, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, LOW_PRECISION])
+def test_maximum_over_queries_equals_the_reference(device, dtype, max_chunks, monkeypatch):
+    """Also over several tiles of queries, of which the later ones find what the earlier ones have left."""
+    monkeypatch.setattr(window_score, "_MAX_CHUNKS", max_chunks)
+    monkeypatch.setattr(window_score, "_SMALLEST_CHUNK", 32)
+    batch = make_batch(device, [150, 40, 9], [70, 5, 1], (4, 2), 64, 16, dtype)
+    check(batch, run(batch, "max"), reduce="max")
 
 
 def test_queries_that_see_few_entries_are_no_trouble(device, monkeypatch):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tools.reasoning.anchors import anchor_scores
 from tools.reasoning.encoding import Document
 from tools.reasoning.model import Layer, Reasoner, SelfAttention, rotate
 
@@ -17,6 +18,7 @@ Head = tuple[int, int]
 
 ALWAYS = 1e3
 PINNED = 1e1
+ANCHOR = 3e0
 NEWER = 1e-9
 
 
@@ -30,7 +32,8 @@ class Candidate:
         reduce: `mean` or `max` of the observed probabilities over the queries of a block.
         decay: of the scores of earlier blocks, per block.
         sinks: the first entries, always kept.
-        recent_share: share of the kept entries that are the most recent ones.
+        recent_share: share of the room for the most recent entries.
+        anchor_share: share of the room for anchors, ahead of all others but sinks, recent entries and a pinned prompt.
         pin_prompt: keep the prompt ahead of everything but sinks and recent entries.
         head_shares: KV heads that keep this share of all entries; the others share what is left of the same total.
     """
@@ -40,6 +43,7 @@ class Candidate:
     decay: float = 0.9
     sinks: int = 4
     recent_share: float = 0.5
+    anchor_share: float = 0.3
     pin_prompt: bool = True
     head_shares: dict[Head, float] = field(default_factory=dict)
 
@@ -64,6 +68,16 @@ class Candidate:
         for (layer, head), entries in special.items():
             kept[layer, head] = entries
         return kept
+
+    def room(self, kept: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        """Of `kept` entries, [H], those that a pinned prompt leaves, or a quarter if that is more: [B, H] int64.
+
+        Args:
+            kept: entries that each head keeps.
+            prompts: [B], the prompts' lengths.
+        """
+        pinned = prompts[:, None] if self.pin_prompt else torch.zeros_like(prompts)[:, None]
+        return torch.maximum(kept - pinned, kept // 4)
 
 
 @dataclass(slots=True)
@@ -149,7 +163,7 @@ class EvictionSimulator:
             output = _attend(layer.self_attn, inputs, (angles.cos(), angles.sin()), positions, resident, candidate)
             residual = residual + output
             residual = residual + layer.mlp(layer.post_attention_layernorm(residual))
-            _evict(resident, candidate, kept[number], prompts, int(positions[-1]) + 1)
+            evict(resident, candidate, kept[number], prompts, int(positions[-1]) + 1)
         logits: torch.Tensor = body.norm(residual) @ body.embed_tokens.weight.T
         return logits.argmax(-1)
 
@@ -186,22 +200,45 @@ def _observe(resident: Resident, logits: torch.Tensor, candidate: Candidate) -> 
     resident.scores = torch.maximum(candidate.decay * resident.scores, observed)
 
 
-def _evict(resident: Resident, candidate: Candidate, kept: torch.Tensor, prompts: torch.Tensor, length: int) -> None:
-    """Keep `kept`, [Hkv], of each head's entries: those that are always kept, then the best scores, then newer ones."""
+def evict(resident: Resident, candidate: Candidate, kept: torch.Tensor, prompts: torch.Tensor, length: int) -> None:
+    """Keep `kept`, [Hkv], of each head's entries: those that are always kept, then the best scores, then newer ones.
+
+    Args:
+        resident: what is resident, changed in place.
+        candidate: says which entries are kept ahead of the best scores.
+        kept: entries that each head keeps.
+        prompts: [B], the prompts' lengths.
+        length: tokens so far.
+    """
     count = resident.positions.shape[2]
     if count <= int(kept.min()):
         return
-    positions = resident.positions
-    rank = resident.scores + positions * NEWER
-    if candidate.pin_prompt:
-        rank = rank + (positions < prompts[:, None, None]) * PINNED
-    oldest_recent = (length - candidate.recent_share * kept).long()[None, :, None]
-    rank = rank + ((positions < candidate.sinks) | (positions >= oldest_recent)) * ALWAYS
-    best = rank.masked_fill(~resident.valid, -torch.inf).topk(min(count, int(kept.max())), -1)
+    rank = _rank(resident, candidate, kept, prompts, length).masked_fill(~resident.valid, -torch.inf)
+    best = rank.topk(min(count, int(kept.max())), -1)
     order = torch.arange(best.indices.shape[-1])
     good = (order < kept[None, :, None]) & best.values.isfinite()
     index = torch.where(good, best.indices, count).sort(-1).values
     resident.keep(index.clamp(max=count - 1), index < count)
+
+
+def _rank(
+    resident: Resident, candidate: Candidate, kept: torch.Tensor, prompts: torch.Tensor, length: int
+) -> torch.Tensor:
+    positions, room = resident.positions, candidate.room(kept, prompts)[:, :, None]
+    always = (positions < candidate.sinks) | (positions >= length - _part(candidate.recent_share, room))
+    pinned = (positions < prompts[:, None, None]) & candidate.pin_prompt
+    rank = resident.scores + positions * NEWER + pinned * PINNED + always * ALWAYS
+    if not candidate.anchor_share:
+        return rank
+    rest = resident.valid & ~always & ~pinned
+    left = kept[:, None] - (resident.valid & ~rest).sum(-1, keepdim=True)
+    anchors = torch.minimum(_part(candidate.anchor_share, room), left)
+    scores = anchor_scores(resident.keys, resident.valid, rest)
+    return rank + (rest & (scores.argsort(-1, descending=True).argsort(-1) < anchors)) * ANCHOR
+
+
+def _part(share: float, room: torch.Tensor) -> torch.Tensor:
+    return (share * room.double()).round().long()
 
 
 def _count_wrong(predicted: torch.Tensor, token_ids: torch.Tensor, documents: list[Document]) -> list[int]:

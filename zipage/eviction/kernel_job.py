@@ -194,6 +194,7 @@ def _score(batch: _Batch, pool: KVPool, scoring: ScoringOptions) -> Tensor:
         batch.num_queries,
         head_dim**-0.5,
         scoring.decay,
+        scoring.reduce,
         score,
     )
     return score

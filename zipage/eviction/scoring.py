@@ -73,7 +73,7 @@ def score_layer(
         scoring: which terms, with which constants.
         block_size: entries that lightning redundancy compares with each other.
     """
-    cached = _attention_score(keys, observation)
+    cached = _attention_score(keys, observation, scoring.reduce)
     num_survivors = old_scores.shape[1]
     cached[:, :num_survivors] = global_score(cached[:, :num_survivors], old_scores, scoring.decay)
     is_pooled = scoring.pooling == "always" or (scoring.pooling == "first" and num_survivors == 0)
@@ -103,11 +103,11 @@ def prefer_anchors(final: Tensor, keys: Tensor, rest: range, count: int) -> Tens
     return final.scatter(1, best + rest.start, torch.inf)
 
 
-def _attention_score(keys: Tensor, observation: RecordedQueries | AccumulatedAttention) -> Tensor:
+def _attention_score(keys: Tensor, observation: RecordedQueries | AccumulatedAttention, reduce: str) -> Tensor:
     if isinstance(observation, AccumulatedAttention):
         return observation.total / observation.num_queries
     scale = keys.shape[-1] ** -0.5
-    return window_attention_score(observation.queries, observation.indices, keys, scale)
+    return window_attention_score(observation.queries, observation.indices, keys, scale, reduce)
 
 
 def _redundancy(keys: Tensor, scoring: ScoringOptions, block_size: int) -> Tensor:
