@@ -66,6 +66,7 @@ CASES: dict[str, tuple[Callable[..., Work], list[Shape]]] = {
     "pool_score": (eviction.pool, grid(SCORES, requests=(1, 4))),
     "full_similarity": (eviction.redundancy, grid({**KEYS, "full": True}, requests=(1, 4), block_size=(16, 256))),
     "lightning_similarity": (eviction.redundancy, grid({**KEYS, "full": False}, requests=(1, 4), block_size=(16, 256))),
+    "anchor_score": (eviction.anchors, grid({**KEYS, "recent": 16}, requests=(1, 4), block_size=(16, 256))),
     "combine": (eviction.combination, grid(SCORES, requests=(1, 4))),
     "select_entries": (eviction.selection, grid({**SCORES, "keep": 2048, "recent": 16}, requests=(1, 4))),
     "compact": (

@@ -9,6 +9,7 @@ from torch import Tensor
 from tools.kernel_work import Work, num_copies, scaled_error, unequal
 from zipage.eviction.selection import entry_tiers
 from zipage.kernels import reference
+from zipage.kernels.anchor_score import anchor_score
 from zipage.kernels.compact import compact
 from zipage.kernels.global_score import accumulated_score
 from zipage.kernels.pool_score import pool_score
@@ -21,6 +22,8 @@ DTYPE = torch.bfloat16
 ALLOWED = 1e-3
 # A cosine that rounding may move to the other side of tau is this near to it.
 NEAR_TAU = 1e-6
+# Rounding to steps may move an anchor's score by one of them, and a little for float32.
+ALLOWED_STEPS = 1.01
 DECAY, TAU, TEMPERATURE, ATTENTION_WEIGHT, SINKS = 0.8, 0.5, 0.4, 0.2, 4
 
 
@@ -157,6 +160,40 @@ def redundancy(
         return scaled_error(actual, closest, ALLOWED)
 
     return Work(calls, check, num_bytes, 2 * rows * entries * (entries if full else block_size) * head_dim)
+
+
+def anchors(
+    device: torch.device,
+    requests: int,
+    layers: int,
+    kv_heads: int,
+    head_dim: int,
+    entries: int,
+    recent: int,
+    block_size: int,
+) -> Work:
+    """Anchor scores of all entries but sinks and recent ones; of keys, half of the dimensions count."""
+    rows, first, last = requests * layers * kv_heads, SINKS, entries - recent
+    num_bytes = rows * (entries * head_dim // 2 * DTYPE.itemsize + (last - first) * 4)
+    copies = num_copies(num_bytes, device)
+    tables, num_blocks = _tables(device, copies, requests, entries, block_size)
+    keys = torch.randn(layers, num_blocks, kv_heads, block_size, head_dim, dtype=DTYPE, device=device)
+    keys += torch.randn(head_dim, dtype=DTYPE, device=device)
+    ends = [_full(device, requests, value) for value in (entries, first, last)]
+    similarity, anchor = torch.empty(2, copies, requests, layers, kv_heads, entries, device=device)
+    calls = [partial(anchor_score, keys, tables[copy], *ends, similarity[copy], anchor[copy]) for copy in range(copies)]
+
+    def expected(request: int, layer: int) -> Tensor:
+        own = reference.gather_entries(keys[layer], tables[0, request], entries)
+        return reference.anchor_score(own, first, last)
+
+    def check() -> float:
+        calls[0]()
+        distance = (anchor[0, ..., first:last] - _all(expected, requests, layers)).abs().max()
+        return float(distance) * reference.ANCHOR_STEPS / ALLOWED_STEPS
+
+    # Every pair of entries once: a key is compared with later ones only.
+    return Work(calls, check, num_bytes, rows * entries**2 * (head_dim // 2))
 
 
 def combination(device: torch.device, requests: int, layers: int, kv_heads: int, entries: int) -> Work:

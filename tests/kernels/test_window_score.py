@@ -154,7 +154,7 @@ def test_maximum_over_queries_equals_the_reference(device, dtype, max_chunks, mo
     """Also over several tiles of queries, of which the later ones find what the earlier ones have left."""
     monkeypatch.setattr(window_score, "_MAX_CHUNKS", max_chunks)
     monkeypatch.setattr(window_score, "_SMALLEST_CHUNK", 32)
-    batch = make_batch(device, [150, 40, 9], [70, 5, 1], (4, 2), 64, 16, dtype)
+    batch = make_batch(device, [150, 40, 9], [12, 5, 1], (16, 1), 64, 16, dtype)
     check(batch, run(batch, "max"), reduce="max")
 
 
