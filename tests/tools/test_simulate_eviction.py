@@ -153,9 +153,9 @@ def kept_positions(candidate: Candidate, kept: list[int], prompt: int) -> list[l
 
 def test_anchors_are_kept_ahead_of_attention():
     # Room for 8 behind the prompt: 4 recent entries, 3 or no anchors, and what attention chooses.
-    with_anchors = Candidate(sinks=2, anchor_share=0.375)
+    with_anchors = Candidate(sinks=2, recent_share=0.5, anchor_share=0.375)
     assert kept_positions(with_anchors, [12], 4) == [[0, 1, 2, 3, 6, 9, 12, 13, 20, 21, 22, 23]]
-    assert kept_positions(Candidate(sinks=2, anchor_share=0.0), [12], 4) == [
+    assert kept_positions(Candidate(sinks=2, recent_share=0.5, anchor_share=0.0), [12], 4) == [
         [0, 1, 2, 3, 9, 10, 11, 12, 20, 21, 22, 23],
     ]
 

@@ -39,11 +39,11 @@ class Candidate:
     """
 
     temperature: float = 1.0
-    reduce: str = "mean"
+    reduce: str = "max"
     decay: float = 0.9
     sinks: int = 4
-    recent_share: float = 0.5
-    anchor_share: float = 0.3
+    recent_share: float = 0.3
+    anchor_share: float = 0.4
     pin_prompt: bool = True
     head_shares: dict[Head, float] = field(default_factory=dict)
 
