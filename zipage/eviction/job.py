@@ -10,7 +10,6 @@ from zipage.config import ScoringOptions
 from zipage.engine_messages import CompressionJob
 from zipage.errors import EngineError
 from zipage.eviction import job_tiers
-from zipage.eviction.job_tiers import pinned_survivors
 from zipage.eviction.query_rows import observed_queries
 from zipage.eviction.scoring import AccumulatedAttention, RecordedQueries, prefer_anchors, score_layer
 from zipage.eviction.scratch import SCRATCH_BYTES
@@ -66,7 +65,7 @@ def run_job(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> JobRe
     """
     check_job(job, pool.geometry.block_size, scoring)
     layers = [kept[0] for kept in compress_layers([job], pool, scoring, SCRATCH_BYTES)]
-    return JobResult(torch.cat(layers).long(), pinned_survivors(job, scoring))
+    return JobResult(torch.cat(layers).long(), job_tiers.pinned_survivors(job, scoring))
 
 
 def compress_layers(
