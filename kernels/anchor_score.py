@@ -1,4 +1,4 @@
-"""Anchors: which keys say something that no later key says again, and a place among the survivors for them.
+"""Step 6 of the scoring, anchors: which keys say what no later key says again, and a place for them among survivors.
 
 The content of a key are the dimensions that RoPE turns slowly: what it says of a token, and little of where that is. An
 anchor's content is long, and unlike that of all later keys. `reference.anchor_score` has the formula.
@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zipage.kernels.checks import check_scores
 from zipage.kernels.redundancy_pairs import KeySizes, start_of_layer
 from zipage.kernels.reference import ANCHOR_STEPS
 from zipage.kernels.write_kv import cache_rows, tile_blocks
@@ -47,19 +48,19 @@ def anchor_score(
     num_layers, num_blocks, num_kv_heads, block_size, head_dim = key_cache.shape
     if not key_cache.is_contiguous():
         raise ValueError(f"key_cache must be contiguous, its strides are {key_cache.stride()}")
-    for name, tensor in (("similarity", similarity), ("anchor", anchor)):
-        _check_scores(name, tensor, (len(block_tables), num_layers, num_kv_heads), anchor.shape[-1])
+    shape = (len(block_tables), num_layers, num_kv_heads, anchor.shape[-1])
+    check_scores(shape, similarity=similarity, anchor=anchor)
     slow = head_dim // 2 - head_dim // 4
     dim = max(triton.next_power_of_2(slow), _SMALLEST_DIM)
     # Products of float32 are computed without the matrix unit, from registers: small tiles for many threads.
-    tile, other_tile, num_warps = (128, 128, 8) if key_cache.element_size() == 2 else (32, 32, 8)
-    sizes, other_sizes = (KeySizes(num_kv_heads, head_dim, dim, block_size, size) for size in (tile, other_tile))
+    tile = 128 if key_cache.element_size() == 2 else 32
+    sizes = KeySizes(num_kv_heads, head_dim, dim, block_size, tile)
     max_entries = anchor.shape[-1]
     grid = (triton.cdiv(max_entries, tile), num_kv_heads, len(block_tables) * num_layers)
     ends = num_entries, first, last
     _content_kernel[grid](
         key_cache, num_layers, num_blocks, block_tables, block_tables.shape[1], *ends, anchor, similarity, max_entries,
-        slow, sizes, other_sizes, num_warps=num_warps,
+        slow, sizes, num_warps=8,
     )  # fmt: skip
     rows_per_request = num_layers * num_kv_heads
     score_tile = min(triton.next_power_of_2(max_entries), _SCORE_TILE)
@@ -79,20 +80,13 @@ def prefer(kept: Tensor, count: Tensor, final: Tensor) -> None:
     Raises:
         ValueError: shapes, dtypes or strides that do not belong together.
     """
-    _check_scores("final", final, (*kept.shape[:3],), final.shape[-1])
+    check_scores((*kept.shape[:3], final.shape[-1]), final=final)
     if kept.dtype != torch.int32 or not kept.is_contiguous():
         raise ValueError(f"kept must be int32, contiguous, not {kept.dtype} with strides {kept.stride()}")
     num_requests, num_layers, num_kv_heads, max_kept = kept.shape
     rows_per_request = num_layers * num_kv_heads
     grid = (num_requests * rows_per_request, triton.cdiv(max_kept, _MARK_TILE))
     _prefer_kernel[grid](kept, count, final, rows_per_request, max_kept, final.shape[-1], _MARK_TILE)
-
-
-def _check_scores(name: str, tensor: Tensor, rows: tuple[int, ...], max_entries: int) -> None:
-    if tensor.shape != (*rows, max_entries) or tensor.dtype != torch.float32 or not tensor.is_contiguous():
-        raise ValueError(
-            f"{name} must be {[*rows, max_entries]} float32, contiguous, not {list(tensor.shape)} {tensor.dtype}"
-        )
 
 
 @triton.jit
@@ -116,7 +110,7 @@ def _lengths(first_half, second_half):
 )
 def _content_kernel(
     key_cache, num_layers, num_blocks, block_tables, max_blocks, num_entries, first_entry, last_entry, lengths,
-    similarity, max_entries, slow: tl.constexpr, sizes: tl.constexpr, other_sizes: tl.constexpr
+    similarity, max_entries, slow: tl.constexpr, sizes: tl.constexpr
 ):  # fmt: skip
     """The length of the content of a tile of keys, and its largest cosine with that of a later key."""
     kv_head = tl.program_id(1)
@@ -133,26 +127,24 @@ def _content_kernel(
     content = _load_slow(keys_of_layer, rows, entries < end, 0, slow, sizes)
     content_beside = _load_slow(keys_of_layer, rows, entries < end, 1, slow, sizes)
     length = _lengths(content, content_beside)
-    # Of no later key, which comes below -1.
-    largest = tl.full([sizes.tile], -1.0, tl.float32)
-    blocks = tile_blocks(table, first, end, other_sizes)
-    for first_other in range(first, end, other_sizes.tile):
-        others = first_other + tl.arange(0, other_sizes.tile)
-        other_rows = cache_rows(blocks, first_other, kv_head, other_sizes)
+    # Cosines times the own length, which is divided by at the end; a key without a later one has -1.
+    largest = -length
+    blocks = tile_blocks(table, first, end, sizes)
+    for first_other in range(first, end, sizes.tile):
+        others = first_other + tl.arange(0, sizes.tile)
+        other_rows = cache_rows(blocks, first_other, kv_head, sizes)
         # One tile ahead: keys that the compiler loads early must not wait for the number of their block.
-        blocks = tile_blocks(table, first_other + other_sizes.tile, end, other_sizes)
-        other = _load_slow(keys_of_layer, other_rows, others < end, 0, slow, other_sizes)
-        other_beside = _load_slow(keys_of_layer, other_rows, others < end, 1, slow, other_sizes)
+        blocks = tile_blocks(table, first_other + sizes.tile, end, sizes)
+        other = _load_slow(keys_of_layer, other_rows, others < end, 0, slow, sizes)
+        other_beside = _load_slow(keys_of_layer, other_rows, others < end, 1, slow, sizes)
         product = tl.dot(content, tl.trans(other), input_precision="ieee")
         product = tl.dot(content_beside, tl.trans(other_beside), product, input_precision="ieee")
         cosine = product * (1.0 / _lengths(other, other_beside))[None, :]
         is_later = (others[None, :] > entries[:, None]) & (others < end)[None, :]
-        # Divided by the length of the own content below, which is the same for all others.
-        cosine = tl.where(is_later, cosine, -length[:, None])
-        largest = tl.maximum(largest, tl.max(cosine / length[:, None], axis=1))
+        largest = tl.maximum(largest, tl.max(tl.where(is_later, cosine, -length[:, None]), axis=1))
     row = (tl.program_id(2).to(tl.int64) * sizes.num_kv_heads + kv_head) * max_entries
     tl.store(lengths + row + entries, length, mask=entries < last)
-    tl.store(similarity + row + entries, largest, mask=entries < last)
+    tl.store(similarity + row + entries, largest / length, mask=entries < last)
 
 
 @triton.jit

@@ -3,10 +3,11 @@
 # Kernels are written in Triton's language, which has no types for mypy.
 # mypy: disable-error-code="no-untyped-def"
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from zipage.kernels.checks import check_scores
 
 _ENTRY_TILE = 1024
 
@@ -40,15 +41,8 @@ def accumulated_score(
         ValueError: shapes, dtypes or strides that do not belong together.
     """
     num_layers, num_blocks, num_kv_heads, block_size = scores.shape
-    for name, tensor, shape in (
-        ("observed", observed, scores.shape),
-        ("scores", scores, scores.shape),
-        ("score", score, (len(block_tables), num_layers, num_kv_heads, score.shape[-1])),
-    ):
-        if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
-            raise ValueError(
-                f"{name} must be {list(shape)} float32, contiguous, not {list(tensor.shape)} {tensor.dtype}"
-            )
+    check_scores(scores.shape, observed=observed, scores=scores)
+    check_scores((len(block_tables), num_layers, num_kv_heads, score.shape[-1]), score=score)
     max_entries, max_blocks = score.shape[3], block_tables.shape[1]
     grid = (triton.cdiv(max_entries, _ENTRY_TILE), num_kv_heads, len(block_tables) * num_layers)
     requests = (num_layers, num_blocks, block_tables, max_blocks, num_entries, num_survivors, num_observed)

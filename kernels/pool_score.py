@@ -3,10 +3,11 @@
 # Kernels are written in Triton's language, which has no types for mypy.
 # mypy: disable-error-code="no-untyped-def"
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from zipage.kernels.checks import check_scores
 
 _ENTRY_TILE = 1024
 
@@ -23,11 +24,7 @@ def pool_score(score: Tensor, num_entries: Tensor, is_pooled: Tensor, pooled: Te
     Raises:
         ValueError: shapes, dtypes or strides that do not belong together.
     """
-    for name, tensor in (("score", score), ("pooled", pooled)):
-        if tensor.shape != score.shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
-            raise ValueError(
-                f"{name} must be {list(score.shape)} float32, contiguous, not {list(tensor.shape)} {tensor.dtype}"
-            )
+    check_scores(score.shape, score=score, pooled=pooled)
     if pooled.data_ptr() == score.data_ptr():
         raise ValueError("pooled must be other memory than score")
     num_requests, num_layers, num_kv_heads, max_entries = score.shape

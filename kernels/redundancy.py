@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zipage.kernels.checks import check_scores
 from zipage.kernels.redundancy_full import direction_sum_kernel, full_similarity_kernel, spared_kernel
 from zipage.kernels.redundancy_pairs import KeySizes, block_similarity_kernel, span_similarity_kernel
 
@@ -113,11 +114,7 @@ def combine(
     Raises:
         ValueError: shapes, dtypes or strides that do not belong together.
     """
-    for name, tensor in (("score", score), ("similarity", similarity), ("final", final)):
-        if tensor.shape != score.shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
-            raise ValueError(
-                f"{name} must be {list(score.shape)} float32, contiguous, not {list(tensor.shape)} {tensor.dtype}"
-            )
+    check_scores(score.shape, score=score, similarity=similarity, final=final)
     num_requests, num_layers, num_kv_heads, max_entries = score.shape
     rows_per_request = num_layers * num_kv_heads
     tile = min(triton.next_power_of_2(max_entries), _SOFTMAX_TILE)

@@ -5,7 +5,7 @@ Shapes of one layer: key and value cache `[num_blocks, Hkv, b, d]`, scores and o
 Query head `h` reads KV head `h // (Hq // Hkv)`. Attention and scores are computed in float32 whatever the cache holds.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -217,36 +217,31 @@ def window_attention_score(
         `[Hkv, n]` float32.
     """
     if reduce == "max":
-        return _attention_over_queries(queries, query_indices, keys, scale, torch.maximum)
+        tiles = _strongest_attention(queries, query_indices, keys, scale)
+        return torch.stack([tile.amax(1) for tile in tiles]).amax(0)
     return _attention_sum(queries, query_indices, keys, scale) / queries.shape[0]
 
 
 def _attention_sum(queries: Tensor, query_indices: Tensor, keys: Tensor, scale: float) -> Tensor:
     """`window_attention_score` with the sum over queries in place of their mean."""
-    return _attention_over_queries(queries, query_indices, keys, scale, torch.add)
+    total = torch.zeros(keys.shape[:2], device=keys.device)
+    for tile in _strongest_attention(queries, query_indices, keys, scale):
+        total += tile.sum(1)
+    return total
 
 
-def _attention_over_queries(
-    queries: Tensor,
-    query_indices: Tensor,
-    keys: Tensor,
-    scale: float,
-    accumulate: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """What queries accumulate, `[Hkv, n]`: sums or maxima of the largest probability within a group."""
+def _strongest_attention(queries: Tensor, query_indices: Tensor, keys: Tensor, scale: float) -> Iterator[Tensor]:
+    """The largest probability within each group, `[Hkv, t, n]` of some queries after the other."""
     num_kv_heads, num_entries, head_dim = keys.shape
     transposed = keys.float().transpose(1, 2)
     entries = torch.arange(num_entries, device=keys.device)
-    total = torch.zeros(num_kv_heads, num_entries, device=keys.device)
     for tile, indices in zip(queries.split(_QUERY_TILE), query_indices.split(_QUERY_TILE), strict=True):
         size = tile.shape[0]
         grouped = tile.float().view(size, num_kv_heads, -1, head_dim).transpose(0, 1)
         logits = torch.bmm(grouped.reshape(num_kv_heads, -1, head_dim), transposed).mul_(scale)
         logits = logits.view(num_kv_heads, size, -1, num_entries)
         logits.masked_fill_((entries > indices[:, None])[:, None, :], float("-inf"))
-        strongest = logits.softmax(-1).amax(2)
-        total = accumulate(total, strongest.sum(1) if accumulate is torch.add else strongest.amax(1))
-    return total
+        yield logits.softmax(-1).amax(2)
 
 
 def global_score(score: Tensor, old_score: Tensor, decay: float) -> Tensor:
@@ -322,7 +317,7 @@ def _similarity_sum(judges: Tensor, first_judge: int, keys: Tensor, tau: float) 
 
 
 def anchor_score(keys: Tensor, first: int, last: int) -> Tensor:
-    """How much an entry says that no later entry says again.
+    """Step 6: how much an entry says that no later entry says again.
 
     The content `c` of a key are the dimensions of each half that RoPE turns slowest, half of them, rounded up. Of each
     content, `z(|c_j|) - z(max_{i > j} cos(c_j, c_i))`, the maximum over all later entries and -1 where there is none,
@@ -362,7 +357,7 @@ def combine(score: Tensor, redundancy: Tensor, attention_weight: float) -> Tenso
 
 
 def select_entries(final: Tensor, keep: int, tiers: Tensor) -> Tensor:
-    """Step 6: the entries of the highest tier, among equals of the highest score, among equals the most recent.
+    """Step 7: the entries of the highest tier, among equals of the highest score, among equals the most recent.
 
     Args:
         final: `[Hkv, n]`, without NaN.

@@ -1,4 +1,4 @@
-"""Step 6 of the scoring: which entries survive, exactly and without a sort.
+"""Step 7 of the scoring: which entries survive, exactly and without a sort.
 
 A float32 score becomes an unsigned integer of the same order. The smallest one that survives, the threshold, is found
 bit by bit from the top: a bit stays set if at least `keep` entries reach what is set so far. Most searches end early,

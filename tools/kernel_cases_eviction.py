@@ -136,8 +136,7 @@ def redundancy(
     num_bytes = rows * entries * (head_dim * DTYPE.itemsize + 4)
     copies = num_copies(num_bytes, device)
     tables, num_blocks = _tables(device, copies, requests, entries, block_size)
-    keys = torch.randn(layers, num_blocks, kv_heads, block_size, head_dim, dtype=DTYPE, device=device)
-    keys += torch.randn(head_dim, dtype=DTYPE, device=device)
+    keys = _alike_keys(device, (layers, num_blocks, kv_heads, block_size, head_dim))
     lengths = _full(device, requests, entries)
     similarity = torch.empty(copies, requests, layers, kv_heads, entries, device=device)
     operation = full_similarity if full else lightning_similarity
@@ -177,8 +176,7 @@ def anchors(
     num_bytes = rows * (entries * head_dim // 2 * DTYPE.itemsize + (last - first) * 4)
     copies = num_copies(num_bytes, device)
     tables, num_blocks = _tables(device, copies, requests, entries, block_size)
-    keys = torch.randn(layers, num_blocks, kv_heads, block_size, head_dim, dtype=DTYPE, device=device)
-    keys += torch.randn(head_dim, dtype=DTYPE, device=device)
+    keys = _alike_keys(device, (layers, num_blocks, kv_heads, block_size, head_dim))
     ends = [_full(device, requests, value) for value in (entries, first, last)]
     similarity, anchor = torch.empty(2, copies, requests, layers, kv_heads, entries, device=device)
     calls = [partial(anchor_score, keys, tables[copy], *ends, similarity[copy], anchor[copy]) for copy in range(copies)]
@@ -289,6 +287,13 @@ def _tables(device: torch.device, copies: int, requests: int, entries: int, bloc
     """Tables `[copies, requests, entries / b]` of shuffled blocks, none twice, and the number of blocks."""
     num_blocks = copies * requests * (entries // block_size)
     return torch.randperm(num_blocks, device=device).view(copies, requests, -1), num_blocks
+
+
+def _alike_keys(device: torch.device, shape: tuple[int, ...]) -> Tensor:
+    """Random keys around one direction."""
+    keys = torch.randn(shape, dtype=DTYPE, device=device)
+    keys += torch.randn(shape[-1], dtype=DTYPE, device=device)
+    return keys
 
 
 def _full(device: torch.device, requests: int, value: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from zipage.config import ScoringOptions
 from zipage.engine_messages import CompressionDone, CompressionJob, JobFailed
 from zipage.eviction.job import check_job, compress_layers
-from zipage.eviction.job_tiers import pinned_survivors
+from zipage.eviction.job_tiers import JobTiers
 from zipage.eviction.scratch import SCRATCH_BYTES, layer_bytes, requests_at_once
 from zipage.execution.pool import KVPool
 
@@ -61,4 +61,4 @@ class Compressor:
             if len(jobs) > 1 and source_is_whole:
                 return [answer for job in jobs for answer in self._run([job])]
             return [JobFailed(job.uid, str(error)) for job in jobs]
-        return [CompressionDone(job.uid, pinned_survivors(job, self._scoring)) for job in jobs]
+        return [CompressionDone(job.uid, JobTiers.of(job, self._scoring).pinned_survivors()) for job in jobs]

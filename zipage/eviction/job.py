@@ -9,7 +9,7 @@ from torch import Tensor
 from zipage.config import ScoringOptions
 from zipage.engine_messages import CompressionJob
 from zipage.errors import EngineError
-from zipage.eviction import job_tiers
+from zipage.eviction.job_tiers import JobTiers
 from zipage.eviction.query_rows import observed_queries
 from zipage.eviction.scoring import AccumulatedAttention, RecordedQueries, prefer_anchors, score_layer
 from zipage.eviction.scratch import SCRATCH_BYTES
@@ -65,7 +65,7 @@ def run_job(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> JobRe
     """
     check_job(job, pool.geometry.block_size, scoring)
     layers = [kept[0] for kept in compress_layers([job], pool, scoring, SCRATCH_BYTES)]
-    return JobResult(torch.cat(layers).long(), job_tiers.pinned_survivors(job, scoring))
+    return JobResult(torch.cat(layers).long(), JobTiers.of(job, scoring).pinned_survivors())
 
 
 def compress_layers(
@@ -114,14 +114,15 @@ def check_job(job: CompressionJob, block_size: int, scoring: ScoringOptions) -> 
 def _plan(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> _Plan:
     device = pool.keys.device
     recorded = observed_queries(scoring.observe, scoring.window, job.num_entries - job.num_survivors)
+    tiers = JobTiers.of(job, scoring)
     return _Plan(
         job=job,
         scoring=scoring,
         table=torch.tensor(job.block_table, device=device),
         targets=torch.tensor(job.target_blocks, device=device),
-        tiers=job_tiers.tiers(job, scoring, device),
-        rest=job_tiers.rest(job, scoring),
-        num_anchors=job_tiers.num_anchors(job, scoring),
+        tiers=tiers.of_entries(device),
+        rest=tiers.rest,
+        num_anchors=tiers.num_anchors,
         query_rows=torch.tensor([row for _, row in recorded], dtype=torch.int64, device=device),
         query_indices=torch.tensor(
             [job.num_survivors + index for index, _ in recorded], dtype=torch.int64, device=device

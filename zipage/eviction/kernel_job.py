@@ -10,7 +10,7 @@ from torch import Tensor
 from zipage.config import ScoringOptions
 from zipage.engine_messages import CompressionJob
 from zipage.errors import EngineError
-from zipage.eviction.job_tiers import num_anchors, num_pinned, rest
+from zipage.eviction.job_tiers import JobTiers
 from zipage.eviction.lengths import length_classes, row_length
 from zipage.eviction.query_rows import observed_queries
 from zipage.eviction.scratch import layer_bytes, layers_at_once
@@ -106,6 +106,7 @@ def compile_kernels(pool: KVPool, scoring: ScoringOptions, longest: int) -> None
 def _upload(jobs: Sequence[CompressionJob], scoring: ScoringOptions, device: torch.device) -> _Batch:
     """One copy to the device carries everything."""
     recorded = [observed_queries(scoring.observe, scoring.window, job.num_entries - job.num_survivors) for job in jobs]
+    tiers = [JobTiers.of(job, scoring) for job in jobs]
     num_rows = 0 if scoring.observe == "all" else scoring.window
     matrices = {
         "table": _padded([job.block_table for job in jobs]),
@@ -120,13 +121,13 @@ def _upload(jobs: Sequence[CompressionJob], scoring: ScoringOptions, device: tor
         "num_entries": [job.num_entries for job in jobs],
         "num_survivors": [job.num_survivors for job in jobs],
         "num_queries": [job.num_observed for job in jobs] if scoring.observe == "all" else [*map(len, recorded)],
-        "num_pinned": [num_pinned(job, scoring) for job in jobs],
+        "num_pinned": [each.num_pinned for each in tiers],
         "query_buffer": [job.query_buffer for job in jobs],
         "keep": [job.keep for job in jobs],
-        "recent": [scoring.recent_entries(job.keep, job.num_pinned) for job in jobs],
-        "first_rest": [rest(job, scoring).start for job in jobs],
-        "last_rest": [rest(job, scoring).stop for job in jobs],
-        "with_anchors": [_with_anchors(job, scoring) for job in jobs],
+        "recent": [each.recent for each in tiers],
+        "first_rest": [each.rest.start for each in tiers],
+        "last_rest": [each.rest.stop for each in tiers],
+        "with_anchors": [each.num_higher + each.num_anchors if each.num_anchors else 0 for each in tiers],
     }
     flat = [[number for row in rows for number in row] for rows in matrices.values()] + list(numbers.values())
     # An even number of 8 bytes each, so that all begin at multiples of 16.
@@ -225,11 +226,6 @@ def _anchor_score(batch: _Batch, pool: KVPool) -> Tensor:
     ends = batch.num_entries, batch.first_rest, batch.last_rest
     anchor_score(pool.keys, batch.table, *ends, similarity, anchor)
     return anchor
-
-
-def _with_anchors(job: CompressionJob, scoring: ScoringOptions) -> int:
-    anchors = num_anchors(job, scoring)
-    return job.num_entries - len(rest(job, scoring)) + anchors if anchors else 0
 
 
 def _padded(rows: list[list[int]], least: int = 1) -> list[list[int]]:

@@ -2,8 +2,6 @@
 
 import torch
 
-from zipage.config import ScoringOptions
-
 ALWAYS_KEPT = 2
 PINNED = 1
 
@@ -28,26 +26,6 @@ def entry_tiers(
     tiers[:sinks] = ALWAYS_KEPT
     tiers[max(num_entries - recent, 0) :] = ALWAYS_KEPT
     return tiers
-
-
-def rest_of_entries(num_entries: int, sinks: int, recent: int, num_pinned: int) -> range:
-    """The entries of the lowest of `entry_tiers`, among which scores choose; arguments as there."""
-    last = max(num_entries - recent, 0)
-    return range(min(max(sinks, num_pinned), last), last)
-
-
-def anchors_to_keep(scoring: ScoringOptions, num_entries: int, keep: int, num_pinned: int) -> int:
-    """How many anchors a compression keeps: what `anchor_share` says, if the higher tiers leave so many.
-
-    Args:
-        scoring: says how many of which tiers.
-        num_entries: resident entries.
-        keep: entries that survive.
-        num_pinned: the leading entries that are pinned.
-    """
-    recent = scoring.recent_entries(keep, num_pinned)
-    others = num_entries - len(rest_of_entries(num_entries, scoring.sinks, recent, num_pinned))
-    return min(scoring.anchor_entries(keep, num_pinned), max(keep - others, 0))
 
 
 def pinned_after(tiers: torch.Tensor, num_pinned: int, keep: int) -> int:
