@@ -104,6 +104,16 @@ def _lengths(first_half, second_half):
     return tl.maximum(tl.sqrt(tl.sum(first_half * first_half + second_half * second_half, axis=1)), 1e-12)
 
 
+@triton.jit
+def _cosines(content, content_beside, keys_of_layer, rows, valid, slow: tl.constexpr, sizes: tl.constexpr):
+    """`[tile, tile]` cosines of the contents with those of other keys, times the contents' own length."""
+    other = _load_slow(keys_of_layer, rows, valid, 0, slow, sizes)
+    other_beside = _load_slow(keys_of_layer, rows, valid, 1, slow, sizes)
+    product = tl.dot(content, tl.trans(other), input_precision="ieee")
+    product = tl.dot(content_beside, tl.trans(other_beside), product, input_precision="ieee")
+    return product * (1.0 / _lengths(other, other_beside))[None, :]
+
+
 @triton.jit(
     do_not_specialize=["num_layers", "num_blocks", "max_blocks", "max_entries"],
     do_not_specialize_on_alignment=["block_tables", "num_entries", "first_entry", "last_entry"],
@@ -129,19 +139,23 @@ def _content_kernel(
     length = _lengths(content, content_beside)
     # Cosines times the own length, which is divided by at the end; a key without a later one has -1.
     largest = -length
-    blocks = tile_blocks(table, first, end, sizes)
-    for first_other in range(first, end, sizes.tile):
-        others = first_other + tl.arange(0, sizes.tile)
-        other_rows = cache_rows(blocks, first_other, kv_head, sizes)
+    # Of the tiles behind the entries' own, only the last can be part empty; between them nothing needs a mask.
+    last_tile = tl.maximum((end - 1) // sizes.tile * sizes.tile, first)
+    blocks = tile_blocks(table, first + sizes.tile, end, sizes)
+    for first_other in range(first + sizes.tile, last_tile, sizes.tile):
+        rows = cache_rows(blocks, first_other, kv_head, sizes)
         # One tile ahead: keys that the compiler loads early must not wait for the number of their block.
         blocks = tile_blocks(table, first_other + sizes.tile, end, sizes)
-        other = _load_slow(keys_of_layer, other_rows, others < end, 0, slow, sizes)
-        other_beside = _load_slow(keys_of_layer, other_rows, others < end, 1, slow, sizes)
-        product = tl.dot(content, tl.trans(other), input_precision="ieee")
-        product = tl.dot(content_beside, tl.trans(other_beside), product, input_precision="ieee")
-        cosine = product * (1.0 / _lengths(other, other_beside))[None, :]
+        others = first_other + tl.arange(0, sizes.tile)
+        cosines = _cosines(content, content_beside, keys_of_layer, rows, others < end, slow, sizes)
+        largest = tl.maximum(largest, tl.max(cosines, axis=1))
+    step = tl.maximum(last_tile - first, sizes.tile)
+    for first_other in range(first, last_tile + 1, step):
+        rows = cache_rows(tile_blocks(table, first_other, end, sizes), first_other, kv_head, sizes)
+        others = first_other + tl.arange(0, sizes.tile)
+        cosines = _cosines(content, content_beside, keys_of_layer, rows, others < end, slow, sizes)
         is_later = (others[None, :] > entries[:, None]) & (others < end)[None, :]
-        largest = tl.maximum(largest, tl.max(tl.where(is_later, cosine, -length[:, None]), axis=1))
+        largest = tl.maximum(largest, tl.max(tl.where(is_later, cosines, -length[:, None]), axis=1))
     row = (tl.program_id(2).to(tl.int64) * sizes.num_kv_heads + kv_head) * max_entries
     tl.store(lengths + row + entries, length, mask=entries < last)
     tl.store(similarity + row + entries, largest / length, mask=entries < last)

@@ -87,7 +87,8 @@ class Evictor:
 
     def choose(self, layers: list[DenseLayer], next_position: int) -> Eviction:
         delay = self.delays.pop(0) if self.delays else 0
-        chosen = [self._choose_in_layer(layer, next_position) for layer in layers]
+        has_anchors = [number < round(self.scoring.anchor_layers * len(layers)) for number in range(len(layers))]
+        chosen = [self._choose_in_layer(*each, next_position) for each in zip(layers, has_anchors, strict=True)]
         self.interval_start = next_position
         return Eviction(layers[0].length, [kept for kept, _ in chosen], [scores for _, scores in chosen], delay)
 
@@ -105,7 +106,9 @@ class Evictor:
             layer.scores, layer.length = scores, keep + tail
         return [layer.positions[:, :keep].clone() for layer in layers]
 
-    def _choose_in_layer(self, layer: DenseLayer, next_position: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _choose_in_layer(
+        self, layer: DenseLayer, has_anchors: bool, next_position: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         queries = torch.cat(layer.queries)
         layer.queries = []
         survivors = layer.scores.shape[1]
@@ -121,6 +124,7 @@ class Evictor:
             self.block_size,
             (self.max_blocks - 1) * self.block_size,
             [int((row < self.prompt_length).sum()) if self.scoring.pin_prompt else 0 for row in positions],
+            has_anchors,
         )
 
 
@@ -145,11 +149,12 @@ def choose_survivors(
     block_size: int,
     keep: int,
     num_pinned: list[int],
+    has_anchors: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Survivors `[Hkv, keep]` of one layer and their scores, from keys `[Hkv, n, d]` and queries `[m, Hq, d]`.
 
     `query_indices[i]` is the last entry that query `i` sees; `old_scores` is `[Hkv, survivors]`; `num_pinned` is per
-    head.
+    head; `has_anchors` says whether the layer keeps any.
     """
     group = queries.shape[1] // keys.shape[0]
     kept, scores = [], []
@@ -165,7 +170,7 @@ def choose_survivors(
             final = scoring.attention_weight * final - (1 - scoring.attention_weight) * redundancy(
                 keys[head], span, scoring.similarity_threshold, scoring.redundancy_temperature
             )
-        indices = best_entries(final.tolist(), keys[head], keep, scoring, num_pinned[head])
+        indices = best_entries(final.tolist(), keys[head], keep, scoring, num_pinned[head], has_anchors)
         kept.append(torch.tensor(indices))
         scores.append(score[indices])
     return torch.stack(kept), torch.stack(scores)
@@ -202,7 +207,7 @@ def redundancy(keys: torch.Tensor, span: int, tau: float, temperature: float) ->
 
 
 def best_entries(
-    final: list[float], keys: torch.Tensor, keep: int, scoring: ScoringOptions, num_pinned: int
+    final: list[float], keys: torch.Tensor, keep: int, scoring: ScoringOptions, num_pinned: int, has_anchors: bool
 ) -> list[int]:
     """Indices of the `keep` entries that stay, ascending; keys are `[n, d]`."""
     room = max(keep - num_pinned, keep // 4)
@@ -210,7 +215,8 @@ def best_entries(
     always = {index for index in range(len(final)) if index < scoring.sinks or index >= len(final) - recent}
     rest = [index for index in range(num_pinned, len(final)) if index not in always]
     left = max(keep - (len(final) - len(rest)), 0)
-    anchors = set(best_anchors(keys, rest)[: min(round(scoring.anchor_share * room), left)])
+    num_anchors = min(round(scoring.anchor_share * room), left) if has_anchors else 0
+    anchors = set(best_anchors(keys, rest)[:num_anchors])
 
     def rank(index: int) -> tuple[bool, bool, bool, float, int]:
         return index in always, index < num_pinned, index in anchors, final[index], index

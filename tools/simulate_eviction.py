@@ -20,7 +20,7 @@ from tools.reasoning.eviction import Candidate, EvictionSimulator, Head
 from tools.reasoning.model import Reasoner, Shape
 from zipage.bundled.tasks.families import FAMILIES
 
-NUMBERS = ("temperature", "decay", "recent_share", "anchor_share")
+NUMBERS = ("temperature", "decay", "recent_share", "anchor_share", "anchor_layers")
 
 
 def parse_candidate(text: str) -> Candidate:

@@ -1,7 +1,8 @@
 """Engine options: one immutable struct that every process reads, checked once when it is made."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -13,6 +14,7 @@ Observe = Literal["last", "spread", "all"]
 Reduce = Literal["mean", "max"]
 Pooling = Literal["off", "first", "always"]
 Redundancy = Literal["off", "full", "lightning"]
+Order = Literal["score", "random"]
 Compress = Literal["always", "pressure"]
 Mps = Literal["auto", "on", "off"]
 
@@ -49,7 +51,10 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             entries that a pinned prompt leaves, or a quarter of those that are kept, whichever is more.
         anchor_share: share of the room, in [0, 1], for anchors: entries whose keys have much content that no later key
             has. They come behind sinks, recent entries and a pinned prompt, before all others.
+        anchor_layers: share of the layers, from the first one on, in [0, 1], that keep anchors.
         pin_prompt: keep the prompt ahead of everything but sinks and recent entries.
+        order: what decides between entries that come behind all of these: their `score`, or, for comparison, a `random`
+            number that each key has for good.
     """
 
     observe: Observe = "last"
@@ -63,9 +68,11 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     redundancy_temperature: float = 0.4
     sinks: int = 4
     recent: int | None = None
-    recent_share: float = 0.3
-    anchor_share: float = 0.4
+    recent_share: float = 0.2
+    anchor_share: float = 0.5
+    anchor_layers: float = 0.75
     pin_prompt: bool = True
+    order: Order = "score"
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a field is outside its range."""
@@ -80,6 +87,7 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _check("recent", self.recent, 0, math.inf)
         _check("recent_share", self.recent_share, 0, 1)
         _check("anchor_share", self.anchor_share, 0, 1)
+        _check("anchor_layers", self.anchor_layers, 0, 1)
 
     def recent_entries(self, keep: int, num_pinned: int) -> int:
         """How many of `keep` surviving entries are the most recent ones whatever their score.
@@ -94,6 +102,10 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def anchor_entries(self, keep: int, num_pinned: int) -> int:
         """How many of `keep` surviving entries are anchors, where sinks, recent entries and prompt leave so many."""
         return round(self.anchor_share * self._room(keep, num_pinned))
+
+    def layers_with_anchors(self, num_layers: int) -> int:
+        """How many layers of a model with `num_layers`, from the first one on, keep anchors."""
+        return round(self.anchor_layers * num_layers) if self.anchor_share else 0
 
     def _room(self, keep: int, num_pinned: int) -> int:
         return max(keep - num_pinned * self.pin_prompt, keep // 4)
@@ -111,6 +123,14 @@ PAPER_SCORING = ScoringOptions(
     pin_prompt=False,
 )
 SCORING_PRESETS = {"default": ScoringOptions(), "paper": PAPER_SCORING}
+
+
+def explain(error: msgspec.ValidationError, options: type[msgspec.Struct], fields: Mapping[str, Any]) -> str:
+    """Why `fields` are no `options`; of one that has other values than its own, all that are allowed."""
+    for name, allowed in get_type_hints(options).items():
+        if get_origin(allowed) is Literal and name in fields and fields[name] not in get_args(allowed):
+            return f"{name} must be one of {', '.join(get_args(allowed))}, not {fields[name]!r}"
+    return str(error)
 
 
 def parse_scoring(text: str) -> ScoringOptions:
@@ -131,7 +151,7 @@ def parse_scoring(text: str) -> ScoringOptions:
     try:
         return msgspec.convert(fields, ScoringOptions, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"scoring: {error}") from None
+        raise ConfigError(f"scoring: {explain(error, ScoringOptions, fields)}") from None
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

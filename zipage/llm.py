@@ -12,7 +12,7 @@ import msgspec
 
 from zipage.client import Client
 from zipage.client_requests import Conversation, OnResult, Prompt, Sampling, split_conversations, split_prompts
-from zipage.config import EngineConfig, parse_scoring
+from zipage.config import EngineConfig, explain, parse_scoring
 from zipage.errors import ConfigError
 from zipage.messages import Output, Status
 from zipage.models.source import default_model, resolve_model
@@ -49,7 +49,7 @@ def make_config(model: str | Path | None, options: Mapping[str, Any]) -> EngineC
     try:
         config = msgspec.convert(fields, EngineConfig)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"option of a wrong type: {error}") from None
+        raise ConfigError(f"invalid option: {explain(error, EngineConfig, fields)}") from None
     # The processes get the directory, so that all of them read the same files whatever happens on the hub.
     directory = resolve_model(config.model, config.revision)
     trace = None if config.trace is None else prepare_trace_directory(config.trace)

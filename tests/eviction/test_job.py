@@ -22,7 +22,9 @@ OPTIONS = {
     "default": {},
     "mean": UNPINNED | {"reduce": "mean", "recent_share": 0.0, "anchor_share": 0.0},
     "no-anchors": UNPINNED | {"recent_share": 0.0, "anchor_share": 0.0},
-    "anchors-only": UNPINNED | {"recent_share": 0.0, "anchor_share": 1.0},
+    "anchors-only": UNPINNED | {"recent_share": 0.0, "anchor_share": 1.0, "anchor_layers": 1.0},
+    "anchors-in-the-first-layer": UNPINNED | {"recent_share": 0.0, "anchor_layers": 0.5},
+    "anchors-nowhere": UNPINNED | {"anchor_layers": 0.0},
     "no-recent-share": UNPINNED | {"recent_share": 0.0},
     "spread": UNPINNED | {"observe": "spread", "recent_share": 0.1},
     "all": UNPINNED | {"observe": "all", "recent_share": 0.1},
@@ -143,6 +145,7 @@ def survivors_by_oracle(case: Case, layer: int) -> tuple[torch.Tensor, torch.Ten
         case.pool.geometry.block_size,
         job.keep,
         [job.num_pinned if scoring.pin_prompt else 0] * NUM_KV_HEADS,
+        layer < round(scoring.anchor_layers * NUM_LAYERS),
     )
 
 

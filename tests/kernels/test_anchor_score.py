@@ -22,7 +22,7 @@ def run(key_cache, tables, lengths, rests) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, LOW_PRECISION])
 @pytest.mark.parametrize(("head_dim", "block_size"), [(64, 16), (80, 8), (96, 32), (128, 256), (256, 64)])
 def test_anchor_score_equals_the_reference(device, dtype, head_dim, block_size):
-    lengths, rests = [150, 70, 40, 1], [(4, 134), (33, 70), (12, 12), (0, 1)]
+    lengths, rests = [280, 70, 40, 1], [(4, 264), (33, 70), (12, 12), (0, 1)]
     key_cache, tables = make_keys(device, lengths, head_dim, block_size, dtype)
     anchor = run(key_cache, tables, lengths, rests)
     for request, (first, last) in enumerate(rests):

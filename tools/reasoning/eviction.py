@@ -5,7 +5,7 @@ where decoding takes minutes. Entries are evicted after every block, as a worker
 counts as right when every one of its tokens is the most likely one.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -34,6 +34,7 @@ class Candidate:
         sinks: the first entries, always kept.
         recent_share: share of the room for the most recent entries.
         anchor_share: share of the room for anchors, ahead of all others but sinks, recent entries and a pinned prompt.
+        anchor_layers: share of the layers, from the first one on, that keep anchors.
         pin_prompt: keep the prompt ahead of everything but sinks and recent entries.
         head_shares: KV heads that keep this share of all entries; the others share what is left of the same total.
     """
@@ -42,8 +43,9 @@ class Candidate:
     reduce: str = "max"
     decay: float = 0.9
     sinks: int = 4
-    recent_share: float = 0.3
-    anchor_share: float = 0.4
+    recent_share: float = 0.2
+    anchor_share: float = 0.5
+    anchor_layers: float = 0.75
     pin_prompt: bool = True
     head_shares: dict[Head, float] = field(default_factory=dict)
 
@@ -68,6 +70,10 @@ class Candidate:
         for (layer, head), entries in special.items():
             kept[layer, head] = entries
         return kept
+
+    def in_layer(self, number: int, layers: int) -> "Candidate":
+        """The policy of layer `number` of `layers`."""
+        return self if number < round(self.anchor_layers * layers) else replace(self, anchor_share=0.0)
 
     def room(self, kept: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
         """Of `kept` entries, [H], those that a pinned prompt leaves, or a quarter if that is more: [B, H] int64.
@@ -163,7 +169,8 @@ class EvictionSimulator:
             output = _attend(layer.self_attn, inputs, (angles.cos(), angles.sin()), positions, resident, candidate)
             residual = residual + output
             residual = residual + layer.mlp(layer.post_attention_layernorm(residual))
-            evict(resident, candidate, kept[number], prompts, int(positions[-1]) + 1)
+            policy = candidate.in_layer(number, len(layers))
+            evict(resident, policy, kept[number], prompts, int(positions[-1]) + 1)
         logits: torch.Tensor = body.norm(residual) @ body.embed_tokens.weight.T
         return logits.argmax(-1)
 

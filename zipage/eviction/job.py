@@ -34,8 +34,8 @@ class JobResult:
 class _Plan:
     """The parts of a job that are the same in every layer, as tensors on the pool's device.
 
-    `rest` are the entries of which scores choose, and first `num_anchors` anchors among them. `query_rows` and
-    `query_indices` are those of `observed_queries`, indices among resident entries.
+    `rest` are the entries of which scores choose; the first `layers_with_anchors` layers keep `num_anchors` anchors
+    among them. `query_rows` and `query_indices` are those of `observed_queries`, indices among resident entries.
     """
 
     job: CompressionJob
@@ -45,6 +45,7 @@ class _Plan:
     tiers: Tensor
     rest: range
     num_anchors: int
+    layers_with_anchors: int
     query_rows: Tensor
     query_indices: Tensor
 
@@ -123,6 +124,7 @@ def _plan(job: CompressionJob, pool: KVPool, scoring: ScoringOptions) -> _Plan:
         tiers=tiers.of_entries(device),
         rest=tiers.rest,
         num_anchors=tiers.num_anchors,
+        layers_with_anchors=scoring.layers_with_anchors(pool.geometry.num_layers),
         query_rows=torch.tensor([row for _, row in recorded], dtype=torch.int64, device=device),
         query_indices=torch.tensor(
             [job.num_survivors + index for index, _ in recorded], dtype=torch.int64, device=device
@@ -137,7 +139,8 @@ def _compress_layer(plan: _Plan, pool: KVPool, layer: int) -> Tensor:
     old_scores = gather_entries(pool.scores[layer], table, job.num_survivors)
     observation = _observation(plan, pool, layer)
     scores = score_layer(keys, observation, old_scores, plan.scoring, pool.geometry.block_size)
-    final = prefer_anchors(scores.final, keys, plan.rest, plan.num_anchors)
+    num_anchors = plan.num_anchors if layer < plan.layers_with_anchors else 0
+    final = prefer_anchors(scores.final, keys, plan.rest, num_anchors)
     kept = select_entries(final, job.keep, plan.tiers)
     compact(pool.keys[layer], table, targets, kept)
     compact(pool.values[layer], table, targets, kept)

@@ -13,6 +13,7 @@ from zipage.errors import EngineError
 from zipage.eviction.job_tiers import JobTiers
 from zipage.eviction.lengths import length_classes, row_length
 from zipage.eviction.query_rows import observed_queries
+from zipage.eviction.random_order import random_order_in_blocks
 from zipage.eviction.scratch import layer_bytes, layers_at_once
 from zipage.execution.pool import KVPool
 from zipage.execution.upload import upload
@@ -85,8 +86,11 @@ def compress_layers(
     most_entries = max(job.num_entries for job in jobs)
     bytes_of_layer = layer_bytes(most_entries, batch.most_kept, pool.geometry, scoring)
     stride = layers_at_once(bytes_of_layer, len(jobs), scratch_bytes)
-    for first in range(0, pool.geometry.num_layers, stride):
-        yield _compress(batch, _layers(pool, first, first + stride), scoring)
+    num_layers = pool.geometry.num_layers
+    with_anchors = scoring.layers_with_anchors(num_layers)
+    for has_anchors, first, last in ((True, 0, with_anchors), (False, with_anchors, num_layers)):
+        for start in range(first, last, stride):
+            yield _compress(batch, _layers(pool, start, min(start + stride, last)), scoring, has_anchors)
 
 
 def compile_kernels(pool: KVPool, scoring: ScoringOptions, longest: int) -> None:
@@ -98,9 +102,10 @@ def compile_kernels(pool: KVPool, scoring: ScoringOptions, longest: int) -> None
     # Block table, targets, entries, survivors, observed queries, pinned entries, query buffer, and what is kept.
     nothing = CompressionJob(0, [0], [0], 0, 0, 1, 0, 0, 0)
     batch, layer = _upload([nothing], scoring, pool.device), _layers(pool, 0, 1)
+    has_anchors = scoring.layers_with_anchors(pool.geometry.num_layers) > 0
     for length in length_classes(longest):
         for in_place in (False, True):
-            _compress(replace(batch, row_length=length, most_kept=length, in_place=in_place), layer, scoring)
+            _compress(replace(batch, row_length=length, most_kept=length, in_place=in_place), layer, scoring, has_anchors)
 
 
 def _upload(jobs: Sequence[CompressionJob], scoring: ScoringOptions, device: torch.device) -> _Batch:
@@ -156,13 +161,17 @@ def _layers(pool: KVPool, first: int, last: int) -> KVPool:
     )
 
 
-def _compress(batch: _Batch, pool: KVPool, scoring: ScoringOptions) -> Tensor:
-    """Compress all layers of the pool and return what is kept, `[R, L, Hkv, most kept]` int32."""
+def _compress(batch: _Batch, pool: KVPool, scoring: ScoringOptions, has_anchors: bool) -> Tensor:
+    """Compress all layers of the pool, which keep anchors or not, and return what is kept.
+
+    Returns:
+        `[R, L, Hkv, most kept]` int32.
+    """
     score = _score(batch, pool, scoring)
     final = _final_score(batch, pool, scoring, score)
     kept = torch.empty((*score.shape[:3], batch.most_kept), dtype=torch.int32, device=pool.device)
     tiers = scoring.sinks, batch.recent, batch.num_pinned
-    if scoring.anchor_share:
+    if has_anchors:
         final = final.clone() if final is score else final
         anchor = _anchor_score(batch, pool)
         select_entries(anchor, batch.num_entries, batch.with_anchors, *tiers, kept)
@@ -203,6 +212,8 @@ def _score(batch: _Batch, pool: KVPool, scoring: ScoringOptions) -> Tensor:
 
 def _final_score(batch: _Batch, pool: KVPool, scoring: ScoringOptions, score: Tensor) -> Tensor:
     """Steps 3 to 5: `[R, L, Hkv, row length]` float32, what selection ranks by; `score` stays as it is."""
+    if scoring.order == "random":
+        return random_order_in_blocks(pool.keys, batch.table, batch.row_length)
     final = score
     if scoring.pooling == "always" or (scoring.pooling == "first" and batch.has_first):
         final = torch.empty_like(score)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from zipage.config import ScoringOptions
+from zipage.eviction.random_order import random_order
 from zipage.kernels.reference import (
     anchor_score,
     combine,
@@ -76,6 +77,8 @@ def score_layer(
     cached = _attention_score(keys, observation, scoring.reduce)
     num_survivors = old_scores.shape[1]
     cached[:, :num_survivors] = global_score(cached[:, :num_survivors], old_scores, scoring.decay)
+    if scoring.order == "random":
+        return LayerScores(cached, random_order(keys))
     is_pooled = scoring.pooling == "always" or (scoring.pooling == "first" and num_survivors == 0)
     score = pool_score(cached) if is_pooled else cached
     if scoring.redundancy == "off":

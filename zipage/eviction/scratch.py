@@ -33,6 +33,9 @@ def layer_bytes(num_entries: int, keep: int, geometry: PoolGeometry, scoring: Sc
     if scoring.anchor_share:
         # Anchor scores, similarities on the way, and what selection ranks by, where that is not memory of its own.
         numbers += 3 * length
+    if scoring.order == "random":
+        # The numbers, and on the way to them 64 bits of four dimensions and of what is mixed of them.
+        numbers += (1 + 4 + 2 * 4 + 3 * 2) * length
     if scoring.redundancy == "lightning":
         numbers += 2 * length
     if scoring.redundancy == "full":
