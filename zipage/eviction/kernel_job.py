@@ -105,7 +105,8 @@ def compile_kernels(pool: KVPool, scoring: ScoringOptions, longest: int) -> None
     has_anchors = scoring.layers_with_anchors(pool.geometry.num_layers) > 0
     for length in length_classes(longest):
         for in_place in (False, True):
-            _compress(replace(batch, row_length=length, most_kept=length, in_place=in_place), layer, scoring, has_anchors)
+            empty = replace(batch, row_length=length, most_kept=length, in_place=in_place)
+            _compress(empty, layer, scoring, has_anchors)
 
 
 def _upload(jobs: Sequence[CompressionJob], scoring: ScoringOptions, device: torch.device) -> _Batch:
