@@ -69,7 +69,7 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     sinks: int = 4
     recent: int | None = None
     recent_share: float = 0.2
-    anchor_share: float = 0.5
+    anchor_share: float = 0.45
     anchor_layers: float = 0.75
     pin_prompt: bool = True
     order: Order = "score"

@@ -44,7 +44,7 @@ class Candidate:
     decay: float = 0.9
     sinks: int = 4
     recent_share: float = 0.2
-    anchor_share: float = 0.5
+    anchor_share: float = 0.45
     anchor_layers: float = 0.75
     pin_prompt: bool = True
     head_shares: dict[Head, float] = field(default_factory=dict)
