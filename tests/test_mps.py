@@ -327,11 +327,11 @@ class TestSupervisor:
             control.log.with_suffix(".refuse").touch()
             os.kill(supervisor.processes["mps"], signal.SIGKILL)
             spare = spare_of(supervisor, other_than=old)
-            assert not supervisor.mps
+            without = {"CUDA_MPS_PIPE_DIRECTORY": str(supervisor.runtime_dir / "no-mps")}
+            assert client_variables(supervisor, "compression") == without
             os.kill(supervisor.processes["compression"], signal.SIGKILL)
             assert wait_until(lambda: supervisor.processes.get("compression") == spare)
-            variables = client_variables(supervisor, "compression")
-            assert variables == {"CUDA_MPS_PIPE_DIRECTORY": str(supervisor.runtime_dir / "no-mps")}
+            assert client_variables(supervisor, "compression") == without
             assert not running([old])
 
     def test_the_users_own_daemon_is_left_alone(self, control, monkeypatch, caplog):

@@ -10,6 +10,7 @@ from process_helpers import children_of, running, stub_command, wait_until
 from supervisor_helpers import CONFIG, commands, kill, kill_and_wait, read_json, user_program, wait_until_ready
 
 from zipage import restarts
+from zipage.children import Children
 from zipage.config import EngineConfig
 from zipage.spares import choose_spares
 from zipage.supervisor import Supervisor
@@ -120,7 +121,9 @@ class TestSpare:
             os.kill(spare, number)
             assert wait_until(lambda: supervisor.spares == {})
             assert wait_until(lambda: caplog.messages == [f"spare compression worker ended with {how}"])
+            # It has not begun to work.
             assert supervisor.processes == before
+            assert (supervisor.runtime_dir / "compression.ready").read_text() == str(before["compression"])
             # A fresh process takes the worker's place, and gets a spare again.
             kill_and_wait(supervisor, "compression")
             assert supervisor.processes["compression"] != spare
@@ -149,6 +152,17 @@ class TestSpare:
             assert caplog.messages[0].startswith("spare compression worker could not be started: ")
             assert supervisor.spares == {}
             supervisor.check()
+
+    def test_one_whose_end_nobody_has_noticed_is_not_told_to_go(self, runtime_dir):
+        children, command = Children(runtime_dir, SPARES), stub_command("silent", "compression")
+        children.spares.start("compression", command, {})
+        assert children.spares.missing == []
+        ((_, spare),) = children.spares.processes.items()
+        os.kill(spare, signal.SIGKILL)
+        assert wait_until(lambda: not running([spare]))
+        children.start("compression", command, {})
+        assert children.processes["compression"] != spare
+        children.end(grace=60)
 
 
 @pytest.mark.usefixtures("engine_directory")
