@@ -225,6 +225,12 @@ def client_variables(supervisor, name):
     return json.loads((supervisor.runtime_dir / f"{name}.json").read_text())["mps"]
 
 
+def spare_of(supervisor, other_than=None):
+    """The id of the compression worker's spare, as soon as there is one."""
+    assert wait_until(lambda: supervisor.spares.get("compression") not in (None, other_than))
+    return supervisor.spares["compression"]
+
+
 @pytest.mark.usefixtures("engine_directory")
 class TestSupervisor:
     @pytest.fixture(autouse=True)
@@ -306,6 +312,27 @@ class TestSupervisor:
             assert "mps" not in supervisor.processes
             supervisor.check()
         assert "given up after 3 failures in a row" in "".join(caplog.messages)
+
+    def test_a_spare_has_the_variables_of_a_client(self, control):
+        with self.start(kv_budget=640, mps_thread_percentage=40) as supervisor:
+            fresh, spare = client_variables(supervisor, "compression"), spare_of(supervisor)
+            os.kill(supervisor.processes["compression"], signal.SIGKILL)
+            assert wait_until(lambda: supervisor.processes.get("compression") == spare)
+            assert client_variables(supervisor, "compression") == fresh
+            assert len(fresh) == 3
+
+    def test_a_spare_goes_on_without_a_daemon_when_the_engine_does(self, control):
+        with self.start(kv_budget=640) as supervisor:
+            old = spare_of(supervisor)
+            control.log.with_suffix(".refuse").touch()
+            os.kill(supervisor.processes["mps"], signal.SIGKILL)
+            spare = spare_of(supervisor, other_than=old)
+            without = {"CUDA_MPS_PIPE_DIRECTORY": str(supervisor.runtime_dir / "no-mps")}
+            assert client_variables(supervisor, "compression") == without
+            os.kill(supervisor.processes["compression"], signal.SIGKILL)
+            assert wait_until(lambda: supervisor.processes.get("compression") == spare)
+            assert client_variables(supervisor, "compression") == without
+            assert not running([old])
 
     def test_the_users_own_daemon_is_left_alone(self, control, monkeypatch, caplog):
         caplog.set_level("INFO", "zipage")

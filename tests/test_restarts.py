@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 from process_helpers import children_of, running, wait_until
-from supervisor_helpers import commands, read_json, start, user_program
+from supervisor_helpers import commands, kill, kill_and_wait, read_json, start, user_program, wait_until_ready
 
 from zipage import restarts
 from zipage.config import EngineConfig
@@ -71,25 +71,6 @@ def never_steady(monkeypatch):
 def always_steady(monkeypatch):
     """No end of a process that was ready counts as a failure, however fast this machine is."""
     monkeypatch.setattr(restarts, "STEADY_SECONDS", 0.0)
-
-
-def kill(supervisor, name, number=signal.SIGKILL):
-    """End a process, and wait until another has taken its place."""
-    pid = supervisor.processes[name]
-    os.kill(pid, number)
-    assert wait_until(lambda: supervisor.processes.get(name, pid) != pid), supervisor.failure
-
-
-def kill_and_wait(supervisor, name, number=signal.SIGKILL):
-    """End a process, and wait until another has taken its place and said that it is ready."""
-    kill(supervisor, name, number)
-    wait_until_ready(supervisor, name)
-
-
-def wait_until_ready(supervisor, name):
-    ready = supervisor.runtime_dir / f"{name}.ready"
-    is_ready = wait_until(lambda: ready.exists() and ready.read_text() == str(supervisor.processes.get(name)))
-    assert is_ready, supervisor.failure
 
 
 @pytest.mark.usefixtures("engine_directory")

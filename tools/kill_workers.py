@@ -3,9 +3,10 @@
     python -m tools.kill_workers --kills 20 --option device=cuda --option mps=on --output result.json
     python -m tools.kill_workers --kills 3 --worker decode --output result.json
 
-Tasks of the bundled model, whose answers are known to the last character, run all the time; three of four are
-under a budget, the others need no compression. Again and again a worker gets SIGKILL; the next kill comes when
-compressions have gone on. *Back* is the time from the kill to the next finished compression; a *pause* is the longest
+Tasks of the bundled model, whose answers are known to the last character, run all the time; three of four are under a
+budget, the others need no compression. Again and again a worker gets SIGKILL; the next kill comes when compressions
+have gone on for `--rest` seconds; a spare (zipage/spares.py) that has had less time than its imports take is told to
+go in the middle of them. *Back* is the time from the kill to the next finished compression; a *pause* is the longest
 time around a kill in which no step was planned.
 """
 
@@ -36,8 +37,6 @@ from zipage.supervisor import Supervisor
 _CHARACTERS = 1600
 _POLL_SECONDS = 0.005
 _LONGEST_WAIT_SECONDS = 120.0
-# Before each kill, so that there are jobs in every state.
-_UNDISTURBED_SECONDS = 0.7
 
 
 @dataclass
@@ -132,9 +131,10 @@ def gpu_memory_mib() -> int | None:
 @click.option("--kills", default=20, show_default=True, help="How often.")
 @click.option("--worker", type=click.Choice(["compression", "decode", "mps"]), default="compression", show_default=True)
 @click.option("--batch", default=64, show_default=True, help="Requests at a time.")
+@click.option("--rest", default=0.7, show_default=True, help="Undisturbed seconds before each kill.")
 @click.option("--option", "options", multiple=True, help="FIELD=JSON of the engine's config.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
-def main(kills: int, worker: str, batch: int, options: tuple[str, ...], output: Path) -> None:
+def main(kills: int, worker: str, batch: int, rest: float, options: tuple[str, ...], output: Path) -> None:
     """Kill workers of an engine under load."""
     fields = {"kv_budget": 448, "block_size": 64, "max_num_seqs": batch, "kv_cache_gb": 1.0, "dtype": "float32"}
     config = make_config(None, fields | parse_options(options))
@@ -149,7 +149,7 @@ def main(kills: int, worker: str, batch: int, options: tuple[str, ...], output: 
             return result
 
         for _ in range(kills):
-            time.sleep(_UNDISTURBED_SECONDS)
+            time.sleep(rest)
             events.append(kill_once(supervisor, client, worker))
             # A run that is cut off leaves what it has seen.
             write()

@@ -1,8 +1,11 @@
 """CPU time and memory of an engine's processes, from /proc."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from zipage.workers.spare import waiting_log_path
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -16,7 +19,7 @@ class ProcessUsage:
     """One process at one time.
 
     Attributes:
-        name: `tokenizer`, `scheduler`, `decode` or `compression`.
+        name: `tokenizer`, `scheduler`, `decode` or `compression`; `spare compression` is one that waits to be that.
         cpu_seconds: since it started, of all its threads.
         resident_bytes: memory, with what it shares with others.
     """
@@ -43,11 +46,19 @@ def engine_processes(address: str, proc: Path = Path("/proc")) -> list[ProcessUs
             arguments = (directory / "cmdline").read_text(errors="replace").split("\0")
             modules = [text for text in arguments if text.startswith(_WORKER_PREFIX)]
             if modules and runtime_dir in arguments:
-                found.append(_read(directory, modules[0].removeprefix(_WORKER_PREFIX)))
+                name = modules[0].removeprefix(_WORKER_PREFIX)
+                found.append(_read(directory, f"spare {name}" if _is_spare(directory, name) else name))
         except OSError:
             # It has ended meanwhile, or is another user's.
             continue
     return sorted(found, key=lambda process: process.pid)
+
+
+def _is_spare(directory: Path, name: str) -> bool:
+    """Whether a worker's program waits to be told to go: until then it does not write to the worker's log."""
+    with contextlib.suppress(OSError):
+        return (directory / "fd/1").readlink().name == waiting_log_path(Path(), name).name
+    return False
 
 
 def _read(directory: Path, name: str) -> ProcessUsage:

@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,6 +30,7 @@ from zipage.errors import EngineError
 from zipage.links import ControlReceiver, client_address
 from zipage.messages import Status
 from zipage.mps import CONTROL_PROGRAM, LONGEST_SOCKET_NAME, MPS, MpsPlan, gpu_present, plan_mps
+from zipage.spares import choose_spares
 from zipage.watch import Watch
 from zipage.workers.process import CONFIG_FILE
 
@@ -61,29 +62,44 @@ class Supervisor:
     _children: Children
     _watch: Watch
 
-    def __init__(self, config: EngineConfig, commands: Mapping[str, Sequence[str]], plan: MpsPlan) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        commands: Mapping[str, Sequence[str]],
+        plan: MpsPlan,
+        spares: Collection[str],
+    ) -> None:
         self.failure: EngineError | None = None
         self.failed = threading.Event()
         self._settled = threading.Event()
         self._stop = threading.Event()
         self._grace = _GRACE_SECONDS
-        self._thread = threading.Thread(target=self._run, args=(config, commands, plan), name="supervisor", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(config, commands, plan, spares), name="supervisor", daemon=True
+        )
 
     @classmethod
-    def start(cls, config: EngineConfig, commands: Mapping[str, Sequence[str]] = WORKER_COMMANDS) -> Self:
+    def start(
+        cls,
+        config: EngineConfig,
+        commands: Mapping[str, Sequence[str]] = WORKER_COMMANDS,
+        spares: Collection[str] | None = None,
+    ) -> Self:
         """Start the engine's processes and wait until all of them are ready.
 
         Args:
             config: the options; `ready_timeout` is the deadline.
             commands: the command of each process, in the order of their starts; the runtime directory is added as its
                 last argument. That of `mps` is used where the engine needs a daemon.
+            spares: names of the processes that get a spare; None is those for which it pays.
 
         Raises:
             ConfigError: MPS is on where that is impossible.
             EngineError: a process ended, reported a failure or was late; every process has been ended.
         """
-        plan = plan_mps(config, os.environ, gpu=gpu_present(os.environ), control=shutil.which(CONTROL_PROGRAM))
-        supervisor = cls(config, commands, plan)
+        gpu = gpu_present(os.environ)
+        plan = plan_mps(config, os.environ, gpu=gpu, control=shutil.which(CONTROL_PROGRAM))
+        supervisor = cls(config, commands, plan, choose_spares(config, gpu=gpu) if spares is None else spares)
         atexit.register(supervisor.shutdown)
         try:
             with _signals_blocked():
@@ -104,6 +120,11 @@ class Supervisor:
     def processes(self) -> dict[str, int]:
         """Process ids by name; one that is about to be started again can be missing."""
         return self._children.processes
+
+    @property
+    def spares(self) -> dict[str, int]:
+        """Ids of the processes that wait to be started in another's place, by the name of that."""
+        return self._children.spares.processes
 
     @property
     def restarts(self) -> dict[str, int]:
@@ -147,10 +168,16 @@ class Supervisor:
         """Shut the engine down."""
         self.shutdown()
 
-    def _run(self, config: EngineConfig, commands: Mapping[str, Sequence[str]], plan: MpsPlan) -> None:
+    def _run(
+        self,
+        config: EngineConfig,
+        commands: Mapping[str, Sequence[str]],
+        plan: MpsPlan,
+        spares: Collection[str],
+    ) -> None:
         try:
             with contextlib.ExitStack() as resources:
-                self._supervise(config, commands, plan, resources)
+                self._supervise(config, commands, plan, spares, resources)
         finally:
             self._settled.set()
 
@@ -159,6 +186,7 @@ class Supervisor:
         config: EngineConfig,
         commands: Mapping[str, Sequence[str]],
         plan: MpsPlan,
+        spares: Collection[str],
         resources: contextlib.ExitStack,
     ) -> None:
         """Start the children and watch them until the engine fails or `shutdown` is called.
@@ -171,7 +199,7 @@ class Supervisor:
             (self.runtime_dir / CONFIG_FILE).write_bytes(msgspec.json.encode(config))
             control = ControlReceiver(resources.enter_context(zmq.Context()), self.runtime_dir)
             resources.callback(control.close)
-            self._children = Children(self.runtime_dir)
+            self._children = Children(self.runtime_dir, spares)
             resources.callback(self._end_children)
             self._watch = Watch(self._children, control, commands, config, plan)
             self._watch.run(self._settled, self._stop)

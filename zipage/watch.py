@@ -1,9 +1,10 @@
 """What the supervisor's thread does all day: starts the engine's processes in order, and reacts when one ends."""
 
 import logging
+import signal
 import threading
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from zipage.children import Children
 from zipage.config import EngineConfig
@@ -18,7 +19,8 @@ _CUDA_WORKERS = ("compression", "decode")
 # Where several processes have ended at once, the first of these is what the others are started again with.
 _CAUSES = ("tokenizer", "scheduler", MPS, "decode", "compression")
 _WATCH_SECONDS = 0.05
-# What a child sent before it ended is in this process's socket buffer; this is the time to take it out of there.
+# What a child sent before it ended is in this process's socket buffer; this is the time to take it out of there. One
+# that was killed had no time to say why.
 _LAST_WORDS_SECONDS = 0.3
 
 _log = logging.getLogger("zipage")
@@ -67,8 +69,9 @@ class Watch:
         self._plan.log()
         self._begin(self._commands)
         while not stop.is_set():
+            self._children.spares.drop_ended()
             ended = dict(self._children.ended())
-            message = self._control.receive(_LAST_WORDS_SECONDS if ended else _WATCH_SECONDS)
+            message = self._control.receive(_patience(ended.values()))
             if message is not None:
                 self._take(message)
                 if self._settled:
@@ -91,6 +94,19 @@ class Watch:
         if message.status is not None:
             self.status = message.status
         self._settled = self._settled or not self._deadlines
+        self._start_spares()
+
+    def _start_spares(self) -> None:
+        """Start the spares that are missing, once the engine is ready, of processes that are.
+
+        It is called when one of them has got ready. So one whose spare does not last is not given another before it has
+        ended itself, and imports do not compete with those of a process that requests wait for.
+        """
+        if self._settled:
+            for name in self._children.spares.missing:
+                if name in self._commands and name not in self._deadlines:
+                    environment = self._plan.environment(name, self._children.runtime_dir)
+                    self._children.spares.start(name, self._commands[name], environment)
 
     def _recover(self, ends: Mapping[str, str]) -> None:
         """Start processes again, some of which have ended; the values of `ends` say how.
@@ -122,6 +138,8 @@ class Watch:
         self._plan = without_mps(" ".join(f"{MPS} worker {how}".split()))
         self._plan.log()
         del self._commands[MPS]
+        # They have the environment of the plan before.
+        self._children.spares.kill()
         self._replace([MPS, *(name for name in _CUDA_WORKERS if name in self._commands)])
 
     def _replace(self, names: Sequence[str]) -> None:
@@ -158,6 +176,14 @@ class Watch:
             for name in late:
                 self._children.note_log(error, name)
             raise error
+
+
+def _patience(ended: Iterable[int]) -> float:
+    """How long to wait for a message where processes have ended with such return codes."""
+    statuses = set(ended)
+    if not statuses:
+        return _WATCH_SECONDS
+    return 0.0 if statuses == {-signal.SIGKILL} else _LAST_WORDS_SECONDS
 
 
 def _name_late(names: Sequence[str]) -> str:

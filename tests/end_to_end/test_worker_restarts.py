@@ -6,8 +6,9 @@ All answers are those of tasks of the bundled model, known to the last character
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from process_helpers import wait_until
@@ -60,11 +61,11 @@ class Load:
 
 
 @contextmanager
-def engine(num_blocks: int, **options: object) -> Iterator[tuple[Supervisor, Client]]:
+def engine(num_blocks: int, spares: Collection[str] = (), **options: object) -> Iterator[tuple[Supervisor, Client]]:
     """An engine whose pool has about `num_blocks` blocks of 16 tokens; it has to be idle and sound at the end."""
     config = make_config(None, {**OPTIONS, "kv_cache_gb": num_blocks * BLOCK_GB, **options})
     with (
-        Supervisor.start(config) as supervisor,
+        Supervisor.start(config, spares=spares) as supervisor,
         Client(supervisor.address, check=supervisor.check) as client,
     ):
         yield supervisor, client
@@ -108,6 +109,32 @@ def test_sigkill_of_every_restarted_worker_that_has_served() -> None:
                 kill(supervisor, worker)
             load.check()
             assert supervisor.restarts[worker] == 3
+
+
+def test_a_spare_takes_over_under_load() -> None:
+    with engine(50, spares=["compression"], kv_budget=BUDGET) as (supervisor, client):
+        for restart in (1, 2):
+            compressions = client.status().compressions
+            load = Load(supervisor, count=5, seed=38)
+            spare = wait_for_prepared_spare(supervisor, other_than=supervisor.processes["compression"])
+            wait_for_compressions(client, compressions)
+            kill(supervisor, "compression")
+            assert supervisor.processes["compression"] == spare
+            load.check()
+            assert client.status().worker_restarts == restart
+        assert {name for name, count in supervisor.restarts.items() if count} == {"compression"}
+
+
+def wait_for_prepared_spare(supervisor: Supervisor, other_than: int) -> int:
+    """The id of a spare that has loaded what a compression worker on a GPU needs, and no device."""
+
+    def mapped() -> str:
+        spare = supervisor.spares.get("compression")
+        return Path(f"/proc/{spare}/maps").read_text() if spare not in (None, other_than) else ""
+
+    assert wait_until(lambda: "libtorch" in (maps := mapped()) and "libtriton" in maps)
+    assert "/dev/nvidia" not in mapped()
+    return supervisor.spares["compression"]
 
 
 def test_sigkill_of_both_workers_at_once() -> None:

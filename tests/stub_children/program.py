@@ -1,4 +1,6 @@
-"""A user's program for the lifecycle tests: `program.py ENDING DEVICE COMMANDS`, with the children's commands in JSON.
+"""A user's program for the lifecycle tests: `program.py ENDING DEVICE COMMANDS SPARES`.
+
+The children's commands, and the names of those that get a spare, are JSON.
 
 It starts an engine, prints its processes and runtime directory in one line of JSON, and goes on as ENDING says.
 """
@@ -15,11 +17,12 @@ from zipage.supervisor import Supervisor
 
 def main() -> None:
     """Run the engine to the ending that was asked for."""
-    ending, device, commands = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    ending, device = sys.argv[1:3]
+    commands, spares = (json.loads(argument) for argument in sys.argv[3:])
     supervisor_module.gpu_present = lambda _environment: True
     print("starting", flush=True)
     try:
-        supervisor = Supervisor.start(EngineConfig(model="m", device=device), commands)
+        supervisor = Supervisor.start(EngineConfig(model="m", device=device), commands, spares)
         forked = _fork(ending)
         engine = {"processes": supervisor.processes, "runtime_dir": str(supervisor.runtime_dir), "forked": forked}
         print(json.dumps(engine), flush=True)

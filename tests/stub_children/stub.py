@@ -18,9 +18,21 @@ from zipage.errors import ModelError
 from zipage.links import control_address, run_until_stopped, send_to_supervisor
 from zipage.messages import Status
 from zipage.workers.process import WorkerContext, report_ready, run_worker
+from zipage.workers.spare import GO_VARIABLE
 
 _BEHAVIOUR, _NAME, _RUNTIME_DIR = sys.argv[1:]
 _POOL_BYTES = 4096
+
+
+def _wait_for(file: str) -> None:
+    """Wait until a file is in the runtime directory."""
+    while not (Path(_RUNTIME_DIR) / file).exists():
+        time.sleep(0.01)
+
+
+def _prepare() -> None:
+    """Write the process id to NAME.prepared."""
+    (Path(_RUNTIME_DIR) / f"{_NAME}.prepared").write_text(str(os.getpid()))
 
 
 def _wait_for_stop(context: WorkerContext) -> None:
@@ -49,6 +61,12 @@ def serve(context: WorkerContext) -> None:
     """Do everything right."""
     _ready(context)
     _wait_for_stop(context)
+
+
+def talk(context: WorkerContext) -> None:
+    """Do everything right, and say something."""
+    print("spoken", flush=True)
+    serve(context)
 
 
 def serve_async(context: WorkerContext) -> None:
@@ -113,8 +131,7 @@ def break_down(context: WorkerContext) -> None:
 def break_down_late(context: WorkerContext) -> None:
     """Fail once a file called `go` is in the runtime directory."""
     _ready(context)
-    while not (context.runtime_dir / "go").exists():
-        time.sleep(0.01)
+    _wait_for("go")
     raise ValueError("too late")
 
 
@@ -179,8 +196,25 @@ def unstoppable() -> None:
     time.sleep(1000)
 
 
+def serve_after_imports() -> None:
+    """Do everything right; a spare imports until a file called `imported` is in the runtime directory."""
+    if GO_VARIABLE in os.environ:
+        _wait_for("imported")
+    run_worker(_NAME, serve, _prepare)
+
+
+def break_imports() -> None:
+    """Do everything right, but for a spare, which is no program once `imported` is there."""
+    if GO_VARIABLE in os.environ:
+        print("importing", flush=True)
+        _wait_for("imported")
+        sys.exit("no such module")
+    run_worker(_NAME, serve)
+
+
 _WORKERS = (
     serve,
+    talk,
     serve_async,
     describe,
     silent,
@@ -193,7 +227,7 @@ _WORKERS = (
     silent_again,
     garbage,
 )
-_PROGRAMS = (exit_early, die_early, unstoppable)
+_PROGRAMS = (exit_early, die_early, unstoppable, serve_after_imports, break_imports)
 
 if __name__ == "__main__":
     for program in _PROGRAMS:
@@ -201,4 +235,4 @@ if __name__ == "__main__":
             program()
     for worker in _WORKERS:
         if worker.__name__ == _BEHAVIOUR:
-            run_worker(_NAME, worker)
+            run_worker(_NAME, worker, _prepare)

@@ -98,8 +98,17 @@ def test_processes_are_found_by_the_runtime_directory(tmp_path):
     make_process(tmp_path, 13, command("decode", "/tmp/zipage-ab"), "python")
     make_process(tmp_path, 14, ["python", "-m", "other", "/tmp/zipage-a"], "python")
     (tmp_path / "15").mkdir()
+    for pid, log in ((16, "compression.log"), (17, "compression.spare.log")):
+        make_process(tmp_path, pid, command("compression", "/tmp/zipage-a"), "python")
+        (tmp_path / f"{pid}/fd").mkdir()
+        (tmp_path / f"{pid}/fd/1").symlink_to(f"/tmp/zipage-a/{log}")
     found = engine_processes("ipc:///tmp/zipage-a/clients", tmp_path)
-    assert [(process.pid, process.name) for process in found] == [(11, "scheduler"), (12, "decode")]
+    assert [(process.pid, process.name) for process in found] == [
+        (11, "scheduler"),
+        (12, "decode"),
+        (16, "compression"),
+        (17, "spare compression"),
+    ]
     assert found[1].cpu_seconds == 200 / os.sysconf("SC_CLK_TCK")
     assert found[1].resident_bytes == 20 * os.sysconf("SC_PAGE_SIZE")
 

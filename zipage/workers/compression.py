@@ -1,5 +1,7 @@
 """The compression worker: opens the decode worker's KV pool and runs the scheduler's jobs."""
 
+import importlib
+
 import torch
 import zmq
 
@@ -20,6 +22,18 @@ from zipage.links import Link, connect_compression_link
 from zipage.workers.process import WorkerContext, report_ready, run_worker
 
 CompressionLink = Link[CompressionCommand, CompressionWorkerMessage]
+
+
+def prepare() -> None:
+    """Do what the first job on a GPU would do and what needs no GPU: import kernels, and have Triton make its key.
+
+    That key is a hash of Triton's own files, hundreds of megabytes, and part of the name of all that it has compiled.
+    """
+    # Triton takes long to import, and a CPU engine does without.
+    importlib.import_module("zipage.eviction.kernel_job")
+    from triton.runtime.cache import triton_key
+
+    triton_key()
 
 
 def main(context: WorkerContext) -> None:
@@ -56,4 +70,4 @@ def _open_pool(context: WorkerContext, link: CompressionLink, command: Compressi
 
 
 if __name__ == "__main__":
-    run_worker("compression", main)
+    run_worker("compression", main, prepare)

@@ -27,6 +27,7 @@ from zipage.links import send_to_supervisor
 from zipage.messages import Status
 from zipage.mps import is_mps_client
 from zipage.tracing import Tracer
+from zipage.workers.spare import GO_VARIABLE, log_path, wait_to_go
 
 CONFIG_FILE = "config.json"
 LIFELINE_VARIABLE = "ZIPAGE_LIFELINE_FD"
@@ -67,8 +68,11 @@ class WorkerContext:
     tracer: Tracer
 
 
-def run_worker(name: str, main: Callable[[WorkerContext], None]) -> None:
+def run_worker(name: str, main: Callable[[WorkerContext], None], prepare: Callable[[], None] = lambda: None) -> None:
     """Run a worker's `main` as the whole of this process; the last argument is the runtime directory.
+
+    A spare (zipage/workers/spare.py) calls `prepare` first, and waits until it is told to go. `prepare` takes time from
+    `main`; it must do without device, links and the runtime directory.
 
     `main` returns, or raises whatever it likes, once `lifeline_fd` is readable; a watchdog ends the process two seconds
     later if it does not. An exception at any other time is reported to the supervisor, and the exit code is 1.
@@ -82,11 +86,12 @@ def run_worker(name: str, main: Callable[[WorkerContext], None]) -> None:
     # wake this one.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
-        context = _load_context(name, runtime_dir, lifeline.stop_fd)
-        try:
-            main(context)
-        finally:
-            context.tracer.flush()
+        if _is_to_go(name, runtime_dir, lifeline.stop_fd, prepare):
+            context = _load_context(name, runtime_dir, lifeline.stop_fd)
+            try:
+                main(context)
+            finally:
+                context.tracer.flush()
     except Exception as error:
         if not lifeline.stopping:
             _report_failure(name, runtime_dir, error)
@@ -97,6 +102,15 @@ def run_worker(name: str, main: Callable[[WorkerContext], None]) -> None:
 def report_ready(context: WorkerContext, status: Status | None = None) -> None:
     """Tell the supervisor that this process can serve; the scheduler adds the engine's `status`."""
     send_to_supervisor(context.runtime_dir, Ready(context.name, os.getpid(), status))
+
+
+def _is_to_go(name: str, runtime_dir: Path, stop_fd: int, prepare: Callable[[], None]) -> bool:
+    """Whether `main` is to run: at once, or, in a spare, once that is told to go; False where it is to stop."""
+    go_fd = _inherited_fd(GO_VARIABLE)
+    if go_fd is None:
+        return True
+    prepare()
+    return wait_to_go(go_fd, stop_fd, log_path(runtime_dir, name))
 
 
 def _load_context(name: str, runtime_dir: Path, stop_fd: int) -> WorkerContext:
