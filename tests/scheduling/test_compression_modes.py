@@ -130,9 +130,9 @@ def test_a_full_tail_waits_for_its_job() -> None:
     [
         ({}, True),
         ({"max_shadow_blocks": 1}, False),
-        # Three of the request's own, two for the survivors, one for the next token, and one to spare.
-        ({"num_blocks": 6}, False),
-        ({"num_blocks": 7}, True),
+        # Three of the request's own, two for the survivors, and one for the next token.
+        ({"num_blocks": 5}, False),
+        ({"num_blocks": 6}, True),
     ],
 )
 def test_shadow_or_stall_is_chosen_by_free_blocks(changes: dict, is_shadow: bool) -> None:
@@ -143,6 +143,36 @@ def test_shadow_or_stall_is_chosen_by_free_blocks(changes: dict, is_shadow: bool
     assert scheduler.num_compressing == (not is_shadow)
     (job,) = scheduler.plan_jobs()
     assert (job.target_blocks == job.block_table[:2]) == (not is_shadow)
+
+
+@pytest.mark.parametrize(("max_tokens", "is_shadow"), [(7, True), (8, False)])
+def test_a_shadow_job_leaves_others_the_blocks_that_they_need_meanwhile(max_tokens: int, is_shadow: bool) -> None:
+    scheduler = make_scheduler(**SHADOW, num_blocks=8)
+    # The second has room for six more tokens in its two blocks, and does not compute its last one.
+    scheduler.add([request(0, 24), request(1, 10, kv_budget=0, max_tokens=max_tokens)], 0.0)
+    run_step(scheduler)
+    assert [work.row for work in scheduler.plan().work] == ([0, 1] if is_shadow else [1])
+
+
+def test_a_compression_that_shadow_mode_has_refused_is_done_in_place() -> None:
+    scheduler = make_scheduler(**SHADOW, num_blocks=7, max_steps_in_flight=2)
+    scheduler.add([request(0, 24), request(1, 16, kv_budget=0, max_tokens=1)], 0.0)
+    step = scheduler.plan()
+    assert scheduler.plan() is None
+    # There are blocks enough from here on, but the request has begun to wait.
+    scheduler.finish_step(answer(step, [0, 1]), 2.0)
+    assert scheduler.holdings.blocks.num_free == 4
+    (job,) = jobs_of(scheduler)
+    assert job.is_in_place
+    scheduler.finish_job(CompressionDone(0, 0), 3.0)
+    for _ in range(8):
+        run_step(scheduler)
+    # The next compression is decided anew.
+    run_step(scheduler)
+    (job,) = scheduler.plan_jobs()
+    assert not job.is_in_place
+    metrics = scheduler.abort([0], 4.0)[0].metrics
+    assert (metrics.stalled, metrics.shadow_stalled) == (3.0, 0.0)
 
 
 def test_shadow_jobs_together_stay_under_their_cap() -> None:

@@ -11,10 +11,11 @@ from random_workloads import Checker, random_case
 
 from tools.simulate_scheduler import main
 from tools.simulation.clock import EventQueue
-from tools.simulation.cost_model import CostModel, cost_model
+from tools.simulation.cost_model import JOB_OVERHEAD, CostModel, cost_model
 from tools.simulation.decode_rows import EOS
 from tools.simulation.device import Device
 from tools.simulation.measurements import Measurements
+from tools.simulation.policies import EngineSize, engine_limits
 from tools.simulation.report import Summary, percentile, summarize
 from tools.simulation.shapes import SHAPES, entry_bytes, multiplied_parameters
 from tools.simulation.simulation import Received, Sent, Simulation, StuckError
@@ -218,6 +219,18 @@ def test_a_shadow_job_stalls_only_behind_a_full_tail() -> None:
     assert summary.stalled_share == pytest.approx(2.0 / 20.0)
     assert summary.job_busy_share == pytest.approx(20.0 / 29.0)
     assert summary_of(limits, plain_costs(job_seconds=7.5), workload).stalled_share == 0
+
+
+@pytest.mark.parametrize("hybrid_scheduling", [True, False])
+def test_in_shadow_mode_no_request_waits_for_blocks(hybrid_scheduling: bool) -> None:
+    # A full pool, in which more requests are due at a time than find blocks; those that do never sit out a step.
+    size = EngineSize(pool_gib=2.5, swap_gib=0, kv_budget=1024, block_size=128, max_num_seqs=64, max_model_len=2304)
+    limits = engine_limits(SHAPES["qwen3-8b"], size, {"hybrid_scheduling": hybrid_scheduling, "shadow_share": 0.2})
+    workload = generate_workload(32, Lengths(256, 256), Lengths(2048, 2048), 0.0, seed=0)
+    summary = summary_of(limits, cost_model(SHAPES["qwen3-8b"], 128, JOB_OVERHEAD), workload)
+    assert 50 < summary.shadow_compressions < summary.compressions - 50
+    assert summary.stalled_seconds > 0
+    assert summary.shadow_stalled_seconds == 0
 
 
 def test_waiting_for_a_query_slot_is_no_stall() -> None:

@@ -122,7 +122,7 @@ class Lives:
         if not keeps_cache or not self.holdings.take_host_place(request):
             self.start_again(request)
             return
-        request.is_paused = request.is_pressed = False
+        request.is_paused = request.is_pressed = request.in_place = False
         request.swaps += 1
         self.counters.swaps += 1
         self.step.release_row(self.holdings.release_row(request))
