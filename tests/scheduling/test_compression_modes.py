@@ -18,11 +18,11 @@ def states(scheduler: Scheduler) -> dict[int, tuple[int, bool]]:
 
 def test_a_request_without_a_slot_runs_until_its_queries_have_to_be_recorded() -> None:
     scheduler = make_scheduler(**ONE_SLOT)
-    scheduler.add([request(0, 10), request(1, 18)], 0.0)
+    scheduler.add([request(0, 18, max_tokens=8), request(1, 18)], 0.0)
     for _ in range(3):
         run_step(scheduler)
     # Compressed at 24 entries, the last 4 of whose queries are observed.
-    assert states(scheduler) == {0: (12, True), 1: (20, False)}
+    assert states(scheduler) == {0: (20, True), 1: (20, False)}
     step = run_step(scheduler)
     assert [work.row for work in step.work] == [0]
     scheduler.abort([0], 0.0)
@@ -40,15 +40,15 @@ def test_spread_queries_need_their_slot_from_the_first_token_on() -> None:
 
 def test_accumulated_attention_needs_no_slot_before_the_compression() -> None:
     scheduler = make_scheduler(**ONE_SLOT, scoring=ScoringOptions(window=4, observe="all"))
-    scheduler.add([request(0, 10), request(1, 23)], 0.0)
+    scheduler.add([request(0, 18, max_tokens=8), request(1, 23)], 0.0)
     for _ in range(4):
         run_step(scheduler)
-    assert states(scheduler) == {0: (13, True), 1: (24, False)}
+    assert states(scheduler) == {0: (21, True), 1: (24, False)}
 
 
 def test_a_freed_slot_goes_to_the_oldest_without_one() -> None:
     scheduler = make_scheduler(**ONE_SLOT)
-    scheduler.add([request(uid, 10) for uid in range(3)], 0.0)
+    scheduler.add([request(uid, 18, max_tokens=8) for uid in range(3)], 0.0)
     run_step(scheduler)
     scheduler.abort([0], 0.0)
     run_step(scheduler)
@@ -57,8 +57,8 @@ def test_a_freed_slot_goes_to_the_oldest_without_one() -> None:
 
 def test_requests_on_spare_blocks_are_preempted_first() -> None:
     scheduler = make_scheduler(**ONE_SLOT, num_blocks=6)
-    scheduler.add([request(0, 7), request(1, 7), request(2, 7)], 0.0)
-    # 0 is guaranteed; the others hold a block each, and leave one for everyone who runs.
+    scheduler.add([request(0, 7), *(request(uid, 7, kv_budget=0, max_tokens=16) for uid in (1, 2))], 0.0)
+    # Each needs three blocks, which the last cannot reserve; it leaves one for everyone who runs.
     for _ in range(10):
         run_step(scheduler)
     assert states(scheduler)[0] == (16, True)
@@ -72,7 +72,7 @@ def test_requests_on_spare_blocks_are_preempted_first() -> None:
 def test_requests_on_spare_blocks_leave_those_of_shadow_jobs_free() -> None:
     for max_shadow_blocks, num_running in ((0, 2), (4, 2), (5, 1)):
         scheduler = make_scheduler(**ONE_SLOT, num_blocks=9, max_shadow_blocks=max_shadow_blocks)
-        scheduler.add([request(0, 10), request(1, 10)], 0.0)
+        scheduler.add([request(0, 10), request(1, 10, kv_budget=0, max_tokens=50)], 0.0)
         run_step(scheduler)
         # Two blocks each, and one for everyone who runs already.
         assert len(states(scheduler)) == num_running
@@ -210,7 +210,7 @@ def test_every_shadow_job_has_a_spare_query_buffer(num_spare: int, num_shadow: i
 
 def test_spare_query_buffers_are_promised_to_nobody() -> None:
     scheduler = make_scheduler(**SHADOW, num_query_buffers=2)
-    scheduler.add([request(0, 24), request(1, 10)], 0.0)
+    scheduler.add([request(0, 24, max_tokens=2), request(1, 10)], 0.0)
     run_step(scheduler)
     assert scheduler.holdings.buffers.num_free == 1
     assert states(scheduler) == {0: (24, True), 1: (10, False)}
