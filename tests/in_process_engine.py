@@ -132,6 +132,8 @@ class InProcessEngine:
             if len(self.step_sizes) == max_steps:
                 self.scheduler.abort(self.results, 0.0)
             self.before_plan(self.scheduler)
+            if self.scheduler.is_idle:
+                break
             while (step := self.scheduler.plan()) is not None:
                 self.steps.append(step)
                 self.most_waiting = max(self.most_waiting, self.scheduler.num_waiting)

@@ -18,11 +18,11 @@ def states(scheduler: Scheduler) -> dict[int, tuple[int, bool]]:
 
 def test_a_request_without_a_slot_runs_until_its_queries_have_to_be_recorded() -> None:
     scheduler = make_scheduler(**ONE_SLOT)
-    scheduler.add([request(0, 10), request(1, 18)], 0.0)
+    scheduler.add([request(0, 18, max_tokens=8), request(1, 18)], 0.0)
     for _ in range(3):
         run_step(scheduler)
     # Compressed at 24 entries, the last 4 of whose queries are observed.
-    assert states(scheduler) == {0: (12, True), 1: (20, False)}
+    assert states(scheduler) == {0: (20, True), 1: (20, False)}
     step = run_step(scheduler)
     assert [work.row for work in step.work] == [0]
     scheduler.abort([0], 0.0)
@@ -40,15 +40,15 @@ def test_spread_queries_need_their_slot_from_the_first_token_on() -> None:
 
 def test_accumulated_attention_needs_no_slot_before_the_compression() -> None:
     scheduler = make_scheduler(**ONE_SLOT, scoring=ScoringOptions(window=4, observe="all"))
-    scheduler.add([request(0, 10), request(1, 23)], 0.0)
+    scheduler.add([request(0, 18, max_tokens=8), request(1, 23)], 0.0)
     for _ in range(4):
         run_step(scheduler)
-    assert states(scheduler) == {0: (13, True), 1: (24, False)}
+    assert states(scheduler) == {0: (21, True), 1: (24, False)}
 
 
 def test_a_freed_slot_goes_to_the_oldest_without_one() -> None:
     scheduler = make_scheduler(**ONE_SLOT)
-    scheduler.add([request(uid, 10) for uid in range(3)], 0.0)
+    scheduler.add([request(uid, 18, max_tokens=8) for uid in range(3)], 0.0)
     run_step(scheduler)
     scheduler.abort([0], 0.0)
     run_step(scheduler)
@@ -57,8 +57,8 @@ def test_a_freed_slot_goes_to_the_oldest_without_one() -> None:
 
 def test_requests_on_spare_blocks_are_preempted_first() -> None:
     scheduler = make_scheduler(**ONE_SLOT, num_blocks=6)
-    scheduler.add([request(0, 7), request(1, 7), request(2, 7)], 0.0)
-    # 0 is guaranteed; the others hold a block each, and leave one for everyone who runs.
+    scheduler.add([request(0, 7), *(request(uid, 7, kv_budget=0, max_tokens=16) for uid in (1, 2))], 0.0)
+    # Each needs three blocks, which the last cannot reserve; it leaves one for everyone who runs.
     for _ in range(10):
         run_step(scheduler)
     assert states(scheduler)[0] == (16, True)
@@ -72,7 +72,7 @@ def test_requests_on_spare_blocks_are_preempted_first() -> None:
 def test_requests_on_spare_blocks_leave_those_of_shadow_jobs_free() -> None:
     for max_shadow_blocks, num_running in ((0, 2), (4, 2), (5, 1)):
         scheduler = make_scheduler(**ONE_SLOT, num_blocks=9, max_shadow_blocks=max_shadow_blocks)
-        scheduler.add([request(0, 10), request(1, 10)], 0.0)
+        scheduler.add([request(0, 10), request(1, 10, kv_budget=0, max_tokens=50)], 0.0)
         run_step(scheduler)
         # Two blocks each, and one for everyone who runs already.
         assert len(states(scheduler)) == num_running
@@ -130,9 +130,9 @@ def test_a_full_tail_waits_for_its_job() -> None:
     [
         ({}, True),
         ({"max_shadow_blocks": 1}, False),
-        # Three of the request's own, two for the survivors, one for the next token, and one to spare.
-        ({"num_blocks": 6}, False),
-        ({"num_blocks": 7}, True),
+        # Three of the request's own, two for the survivors, and one for the next token.
+        ({"num_blocks": 5}, False),
+        ({"num_blocks": 6}, True),
     ],
 )
 def test_shadow_or_stall_is_chosen_by_free_blocks(changes: dict, is_shadow: bool) -> None:
@@ -143,6 +143,36 @@ def test_shadow_or_stall_is_chosen_by_free_blocks(changes: dict, is_shadow: bool
     assert scheduler.num_compressing == (not is_shadow)
     (job,) = scheduler.plan_jobs()
     assert (job.target_blocks == job.block_table[:2]) == (not is_shadow)
+
+
+@pytest.mark.parametrize(("max_tokens", "is_shadow"), [(7, True), (8, False)])
+def test_a_shadow_job_leaves_others_the_blocks_that_they_need_meanwhile(max_tokens: int, is_shadow: bool) -> None:
+    scheduler = make_scheduler(**SHADOW, num_blocks=8)
+    # The second has room for six more tokens in its two blocks, and does not compute its last one.
+    scheduler.add([request(0, 24), request(1, 10, kv_budget=0, max_tokens=max_tokens)], 0.0)
+    run_step(scheduler)
+    assert [work.row for work in scheduler.plan().work] == ([0, 1] if is_shadow else [1])
+
+
+def test_a_compression_that_shadow_mode_has_refused_is_done_in_place() -> None:
+    scheduler = make_scheduler(**SHADOW, num_blocks=7, max_steps_in_flight=2)
+    scheduler.add([request(0, 24), request(1, 16, kv_budget=0, max_tokens=1)], 0.0)
+    step = scheduler.plan()
+    assert scheduler.plan() is None
+    # There are blocks enough from here on, but the request has begun to wait.
+    scheduler.finish_step(answer(step, [0, 1]), 2.0)
+    assert scheduler.holdings.blocks.num_free == 4
+    (job,) = jobs_of(scheduler)
+    assert job.is_in_place
+    scheduler.finish_job(CompressionDone(0, 0), 3.0)
+    for _ in range(8):
+        run_step(scheduler)
+    # The next compression is decided anew.
+    run_step(scheduler)
+    (job,) = scheduler.plan_jobs()
+    assert not job.is_in_place
+    metrics = scheduler.abort([0], 4.0)[0].metrics
+    assert (metrics.stalled, metrics.shadow_stalled) == (3.0, 0.0)
 
 
 def test_shadow_jobs_together_stay_under_their_cap() -> None:
@@ -180,7 +210,7 @@ def test_every_shadow_job_has_a_spare_query_buffer(num_spare: int, num_shadow: i
 
 def test_spare_query_buffers_are_promised_to_nobody() -> None:
     scheduler = make_scheduler(**SHADOW, num_query_buffers=2)
-    scheduler.add([request(0, 24), request(1, 10)], 0.0)
+    scheduler.add([request(0, 24, max_tokens=2), request(1, 10)], 0.0)
     run_step(scheduler)
     assert scheduler.holdings.buffers.num_free == 1
     assert states(scheduler) == {0: (24, True), 1: (10, False)}

@@ -211,7 +211,8 @@ def test_workers_that_are_known_to_have_gone_are_sent_nothing() -> None:
                 await second.send(PoolOpened([]))
             await second.send(PoolOpened([]))
             step = await third.receive()
-            assert len(step.admissions) == 3
+            # As many as there are query slots: the third cannot be expected to get one in time.
+            assert len(step.admissions) == 2
             assert (await peers.status()).worker_restarts == 2
 
     run(play())

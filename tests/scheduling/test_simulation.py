@@ -11,10 +11,11 @@ from random_workloads import Checker, random_case
 
 from tools.simulate_scheduler import main
 from tools.simulation.clock import EventQueue
-from tools.simulation.cost_model import CostModel, cost_model
+from tools.simulation.cost_model import JOB_OVERHEAD, CostModel, cost_model
 from tools.simulation.decode_rows import EOS
 from tools.simulation.device import Device
 from tools.simulation.measurements import Measurements
+from tools.simulation.policies import EngineSize, engine_limits
 from tools.simulation.report import Summary, percentile, summarize
 from tools.simulation.shapes import SHAPES, entry_bytes, multiplied_parameters
 from tools.simulation.simulation import Received, Sent, Simulation, StuckError
@@ -220,13 +221,49 @@ def test_a_shadow_job_stalls_only_behind_a_full_tail() -> None:
     assert summary_of(limits, plain_costs(job_seconds=7.5), workload).stalled_share == 0
 
 
+@pytest.mark.parametrize("hybrid_scheduling", [True, False])
+def test_in_shadow_mode_no_request_waits_for_blocks(hybrid_scheduling: bool) -> None:
+    # A full pool, in which more requests are due at a time than find blocks; those that do never sit out a step.
+    size = EngineSize(pool_gib=2.5, swap_gib=0, kv_budget=1024, block_size=128, max_num_seqs=64, max_model_len=2304)
+    limits = engine_limits(SHAPES["qwen3-8b"], size, {"hybrid_scheduling": hybrid_scheduling, "shadow_share": 0.2})
+    workload = generate_workload(32, Lengths(256, 256), Lengths(2048, 2048), 0.0, seed=0)
+    summary = summary_of(limits, cost_model(SHAPES["qwen3-8b"], 128, JOB_OVERHEAD), workload)
+    assert 50 < summary.shadow_compressions < summary.compressions - 50
+    assert summary.stalled_seconds > 0
+    assert summary.shadow_stalled_seconds == 0
+
+
+def crowd(output: Lengths, arrivals: float, hybrid_scheduling: bool) -> Summary:
+    """Of requests in a pool with 17 query slots; an output of more than 768 tokens needs one."""
+    size = EngineSize(pool_gib=2.5, swap_gib=0, kv_budget=1024, block_size=128, max_num_seqs=64, max_model_len=2304)
+    limits = engine_limits(SHAPES["qwen3-8b"], size, {"hybrid_scheduling": hybrid_scheduling})
+    workload = generate_workload(150 if arrivals else 32, Lengths(256, 256), output, arrivals, seed=0)
+    return summary_of(limits, cost_model(SHAPES["qwen3-8b"], 128, JOB_OVERHEAD), workload)
+
+
+def test_nobody_begins_who_would_be_preempted_for_all_that_is_known() -> None:
+    summary = crowd(Lengths(2048, 2048), 0.0, hybrid_scheduling=True)
+    assert (summary.preemptions, summary.without_slot_share) == (0, 0)
+    assert summary.p99_tpot < 1.05 * summary.p50_tpot
+
+
+def test_short_outputs_leave_room_for_requests_without_a_slot() -> None:
+    slots_only, hybrid = (crowd(Lengths(16, 1200), 12.0, is_hybrid) for is_hybrid in (False, True))
+    assert slots_only.most_running < hybrid.most_running
+    assert hybrid.tokens_per_second > 1.03 * slots_only.tokens_per_second
+    assert hybrid.mean_ttft < slots_only.mean_ttft
+
+
 def test_waiting_for_a_query_slot_is_no_stall() -> None:
-    # Of one slot: the second request has 14 entries at 7 s and must record the next query; the first ends at 10 s.
+    # Of one slot: the second request has 14 entries at 9 s and must record the next query; the first ends at 10 s.
     limits = replace(plain_limits(1, 0), num_query_slots=1)
-    summary = summary_of(limits, plain_costs(job_seconds=0.0), plain_workload((10, None), (10, None)))
+    workload = plain_workload((10, None), (10, None))
+    first, second = workload.requests
+    workload.events[:] = [(0.0, SubmitTokens([first])), (2.0, SubmitTokens([second]))]
+    summary = summary_of(limits, plain_costs(job_seconds=0.0), workload)
     assert (summary.seconds, summary.compressions) == (13.0, 2)
     assert summary.stalled_share == 0
-    assert summary.without_slot_share == pytest.approx(3.0 / 23.0)
+    assert summary.without_slot_share == pytest.approx(1.0 / 21.0)
 
 
 def test_waiting_for_blocks_is_no_stall() -> None:

@@ -106,10 +106,10 @@ def test_a_shadow_job_that_is_done_in_time_stalls_nobody() -> None:
 
 
 def test_a_stall_may_go_on_behind_a_shadow_job() -> None:
-    scheduler = make_scheduler(**SHADOW, num_blocks=10)
+    scheduler = make_scheduler(**SHADOW, num_blocks=9)
     full_tail(scheduler)
-    # It takes the blocks that the next shadow job would need.
-    scheduler.add([request(1, 20, kv_budget=0, max_tokens=2)], 10.0)
+    # It takes the blocks that the next shadow job would need, or will need them before that is done.
+    scheduler.add([request(1, 20, kv_budget=0, max_tokens=6)], 10.0)
     scheduler.finish_step(answer(scheduler.plan(), [1]), 10.5)
     scheduler.finish_job(CompressionDone(0, 0), 11.0)
     step = scheduler.plan()

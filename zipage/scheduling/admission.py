@@ -55,7 +55,8 @@ def _has_room(lives: Lives, request: Request, is_guaranteed: bool) -> bool:
     """Whether a waiting request finds a row, and its blocks without anyone having to give way.
 
     On spare blocks it also leaves one for everyone who runs, so that it is not preempted at once, and those that shadow
-    compressions may take.
+    compressions may take; and one that can be compressed must be expected to get its query slot in time. The others
+    might have to wait for the whole pool.
     """
     if not lives.holdings.rows.num_free:
         return False
@@ -67,7 +68,9 @@ def _has_room(lives: Lives, request: Request, is_guaranteed: bool) -> bool:
     missing = wanted - lives.holdings.blocks.num_free
     if missing > 0 and lives.limits.compress == "pressure":
         press(lives, missing)
-    return missing <= 0
+    if missing > 0 or is_guaranteed or request.next_compression == NEVER:
+        return missing <= 0
+    return lives.foresight.can_stay(request, lives.running, lives.counters.steps)
 
 
 def _may_use_spare_blocks(lives: Lives, request: Request) -> bool:

@@ -24,20 +24,20 @@ def is_due(request: Request, limits: SchedulerLimits) -> bool:
     return request.is_pressed
 
 
-def can_shadow(request: Request, holdings: Holdings, shadow_blocks: int, spare_blocks: int) -> bool:
+def can_shadow(request: Request, holdings: Holdings, shadow_blocks: int, free_blocks: int) -> bool:
     """Whether a request whose compression is due may go on decoding meanwhile.
 
     Args:
         request: its compression is due.
         holdings: the engine's.
         shadow_blocks: blocks that shadow jobs hold already.
-        spare_blocks: blocks that are left for the next tokens of others; without them these would have to wait.
+        free_blocks: those that nobody else needs meanwhile; the request takes one of them behind its full ones.
     """
     limits = holdings.limits
     fresh = request.max_blocks - 1
     return (
         shadow_blocks + fresh <= limits.max_shadow_blocks
-        and holdings.blocks.num_free > fresh + spare_blocks
+        and free_blocks > fresh
         and holdings.num_spare_buffers > 0
         # A prompt waits: its chunks would write far more than one block behind its full ones.
         and request.position >= request.prefill_length
@@ -90,7 +90,7 @@ def finish_compression(request: Request, job: OpenJob, done: CompressionDone, ho
     limits = holdings.limits
     kept = (request.max_blocks - 1) * limits.block_size
     tail = request.resident_length - job.num_entries
-    request.job, request.is_pressed = None, False
+    request.job, request.is_pressed, request.in_place = None, False, False
     request.compressions += 1
     request.num_survivors, request.num_pinned = kept, done.num_pinned
     request.resident_length = kept + tail

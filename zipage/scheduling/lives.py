@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from zipage.engine_messages import CompressionDone
 from zipage.scheduling.compression import finish_compression
+from zipage.scheduling.foresight import Foresight
 from zipage.scheduling.holdings import Holdings
 from zipage.scheduling.limits import SchedulerLimits
+from zipage.scheduling.output_lengths import OutputLengths
 from zipage.scheduling.request import NEVER, JobKind, OpenJob, Request, RequestState
 from zipage.scheduling.request_line import RequestLine
 from zipage.scheduling.step_plan import StepPlan
@@ -48,12 +50,16 @@ class Lives:
         swapped: those whose KV is in host memory or on the way there or back.
         draining: ended ones whose blocks a step or a job still touches.
         at_work: those whose job the compression worker has.
+        lengths: of the completions that have ended.
+        foresight: of what those that run will hold.
         step: the step that is being planned.
         now: the time of the last event, right after which a step is planned; in seconds of the caller's clock.
         on_stall: told of every wait of a request for its compression, once it is over.
     """
 
-    def __init__(self, limits: SchedulerLimits, counters: Counters, on_stall: StallObserver) -> None:
+    def __init__(
+        self, limits: SchedulerLimits, counters: Counters, lengths: OutputLengths, on_stall: StallObserver
+    ) -> None:
         self.limits = limits
         self.on_stall = on_stall
         self.holdings = Holdings(limits)
@@ -64,6 +70,8 @@ class Lives:
         self.swapped: dict[int, Request] = {}
         self.draining: dict[int, Request] = {}
         self.at_work: dict[int, Request] = {}
+        self.lengths = lengths
+        self.foresight = Foresight(limits, lengths)
         self.step = StepPlan()
         self.now = 0.0
 
@@ -122,7 +130,7 @@ class Lives:
         if not keeps_cache or not self.holdings.take_host_place(request):
             self.start_again(request)
             return
-        request.is_paused = request.is_pressed = False
+        request.is_paused = request.is_pressed = request.in_place = False
         request.swaps += 1
         self.counters.swaps += 1
         self.step.release_row(self.holdings.release_row(request))
@@ -197,6 +205,7 @@ class Lives:
         if place is RequestState.WAITING:
             self.waiting.remove(request)
             return
+        self.lengths.note_end(request)
         if place is RequestState.SWAPPED:
             del self.swapped[request.uid]
             if job is None:

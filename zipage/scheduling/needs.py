@@ -1,7 +1,7 @@
 """What a request needs next: pure functions of a request and the engine's limits."""
 
 from zipage.scheduling.limits import SchedulerLimits
-from zipage.scheduling.request import NEVER, Request
+from zipage.scheduling.request import NEVER, Request, RequestState
 
 
 def next_compression(request: Request, resident_length: int, limits: SchedulerLimits) -> int:
@@ -54,6 +54,15 @@ def allowed_tokens(request: Request, limits: SchedulerLimits) -> int:
     if not is_binding(request, limits):
         return NEVER
     return max(0, request.next_compression - request.resident_length)
+
+
+def next_blocks(request: Request, limits: SchedulerLimits) -> int:
+    """Blocks that a running request takes for its known tokens, or for a block of them, before it is compressed."""
+    if request.is_paused or request.state is RequestState.COMPRESSING:
+        return 0
+    tokens = min(max(request.num_uncomputed, limits.block_size), request.max_length - 1 - request.position)
+    tokens = min(tokens, allowed_tokens(request, limits))
+    return max(0, limits.blocks_for(request.resident_length + tokens) - len(request.block_table))
 
 
 def is_binding(request: Request, limits: SchedulerLimits) -> bool:

@@ -3,7 +3,7 @@
 from zipage.engine_messages import RowWork
 from zipage.scheduling.compression import begin_shadow, can_shadow, is_due
 from zipage.scheduling.lives import Lives
-from zipage.scheduling.needs import allowed_tokens
+from zipage.scheduling.needs import allowed_tokens, next_blocks
 from zipage.scheduling.request import Request, RequestState
 from zipage.scheduling.room import make_room, stall_in_room
 
@@ -95,9 +95,30 @@ def _is_compressed_next(lives: Lives, request: Request) -> bool:
 
 
 def begin_shadow_compression(lives: Lives, request: Request) -> bool:
-    """Compress a request that is due while it goes on decoding; returns whether there are blocks for that."""
-    if not can_shadow(request, lives.holdings, lives.step.shadow_blocks, spare_blocks=len(lives.running)):
+    """Compress a request that is due while it goes on decoding; returns whether there are blocks for that.
+
+    Where there are none, it is compressed in place, also if blocks come free before that can begin.
+    """
+    if request.in_place:
         return False
-    begin_shadow(request, lives.holdings, lives.step)
-    lives.step.shadow_blocks += request.max_blocks - 1
+    step, unneeded = lives.step, _unneeded_blocks(lives)
+    if not can_shadow(request, lives.holdings, step.shadow_blocks, unneeded):
+        request.in_place = True
+        return False
+    begin_shadow(request, lives.holdings, step)
+    step.shadow_blocks += request.max_blocks - 1
+    # Those of the survivors, and the one behind the full ones.
+    step.unneeded_blocks = unneeded - request.max_blocks
     return True
+
+
+def _unneeded_blocks(lives: Lives) -> int:
+    """Free blocks that nobody who runs takes while the tail of a shadow job that begins now has room.
+
+    They are counted once for each step: what is taken later in it has been counted as needed, but for blocks that
+    compressions in place take instead of shared ones.
+    """
+    step, num_free = lives.step, lives.holdings.blocks.num_free
+    if step.unneeded_blocks is None:
+        step.unneeded_blocks = num_free - sum(next_blocks(request, lives.limits) for request in lives.running)
+    return min(step.unneeded_blocks, num_free)

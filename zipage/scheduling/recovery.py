@@ -23,7 +23,7 @@ def move_to_new_pool(lives: Lives, limits: SchedulerLimits) -> tuple[Lives, list
         Where the requests are now, and those of them that cannot go on: what they have does not fit into the new pool,
         or they were in a step of the decode worker more than `MAX_LOST_STEPS` times when it died, and may be the cause.
     """
-    moved, hopeless = Lives(limits, lives.counters, lives.on_stall), []
+    moved, hopeless = Lives(limits, lives.counters, lives.lengths, lives.on_stall), []
     moved.now = lives.now
     for request in lives.running:
         request.preemptions += 1

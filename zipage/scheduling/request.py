@@ -141,6 +141,7 @@ class Request:
         pending_tokens: tokens that steps in flight will sample.
         is_paused: it is to be preempted as soon as no step and no job touches it.
         is_pressed: it is to be compressed as soon as no step touches it, because blocks are short.
+        in_place: its compression that is due is done in place: it was refused in shadow mode when it became due.
         is_broken: a job has failed, so its KV is to be computed again.
         job: the job that is not done yet.
         retiring: blocks that an earlier job has replaced.
@@ -179,6 +180,7 @@ class Request:
     pending_tokens: int = 0
     is_paused: bool = False
     is_pressed: bool = False
+    in_place: bool = False
     is_broken: bool = False
     job: OpenJob | None = None
     retiring: RetiringBlocks | None = None
@@ -295,7 +297,7 @@ class Request:
             self.prefill_length = len(self.token_ids)
         self.position = self.resident_length = 0
         self.num_survivors = self.num_pinned = self.interval_start = 0
-        self.is_paused = self.is_pressed = self.is_broken = False
+        self.is_paused = self.is_pressed = self.in_place = self.is_broken = False
 
     def lose_pool(self) -> None:
         """Note that all that it held, and the steps and the job that touched it, went with the workers' memory."""

@@ -25,6 +25,7 @@ from zipage.scheduling.compression import drop_job, free_retired_blocks
 from zipage.scheduling.holdings import Holdings
 from zipage.scheduling.limits import SchedulerLimits
 from zipage.scheduling.lives import Counters, Lives, StallObserver, ignore_stall
+from zipage.scheduling.output_lengths import OutputLengths
 from zipage.scheduling.planning import begin_compressions, plan_request, waits_for_jobs
 from zipage.scheduling.recovery import move_to_new_pool, take_back_jobs
 from zipage.scheduling.request import NEVER, Request, RequestState
@@ -47,7 +48,7 @@ class Scheduler:
         """Args: limits: of the engine; on_stall: told of every wait for a compression, once it is over."""
         self.limits = limits
         self.counters = Counters()
-        self.lives = Lives(limits, self.counters, on_stall)
+        self.lives = Lives(limits, self.counters, OutputLengths(limits.block_size), on_stall)
         self._num_arrived = 0
         # A heap; ended requests are taken out when they are many.
         self._deadlines: list[tuple[float, int]] = []

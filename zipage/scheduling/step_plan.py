@@ -27,13 +27,15 @@ class StepPlan:
     planned: list[Request] = field(default_factory=list)
     # The highest class of which a request has found no blocks for its next tokens.
     short_class: int | None = None
-    # Blocks that shadow jobs hold.
+    # Blocks that shadow jobs hold, and those that further ones may take from others; None where that is not known yet.
     shadow_blocks: int = 0
+    unneeded_blocks: int | None = None
 
     def count_shadow_blocks(self, running: Iterable[Request]) -> None:
-        """Count the blocks that shadow jobs hold already."""
+        """Count the blocks that shadow jobs hold already; what others need is to be counted again."""
         jobs = (request.job for request in running)
         self.shadow_blocks = sum(len(job.next_table) for job in jobs if job is not None and job.kind is JobKind.SHADOW)
+        self.unneeded_blocks = None
 
     def note_short(self, request: Request) -> None:
         """Note that a request lacks blocks, so that no other of its class or a lower one takes them."""
