@@ -119,11 +119,12 @@ def kill_once(supervisor: Supervisor, client: Client, worker: str) -> Kill:
 
 
 def gpu_memory_mib() -> int | None:
-    """Memory in use on the first GPU by all processes; None where there is no GPU."""
+    """Memory in use on the first GPU that CUDA shows, by all processes; None where there is no GPU."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    command = [program, "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    command = [program, "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={gpu}"]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
 
 

@@ -100,7 +100,7 @@ def test_runaway_answers_end() -> None:
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("nonsense", "must be one of default, paper, recency"),
+        ("nonsense", "must be one of default, paper, recency, random"),
         ("wide=paper,windw=32", "windw=32"),
         ("wide=paper,window=3", "window must be even, not 3"),
         ("paper,window=32", "not NAME=SCORING"),
