@@ -72,9 +72,9 @@ def draw_steps(reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def _step_times(report: Mapping[str, Any]) -> tuple[float, float]:
-    """Milliseconds from step to step of a report's window, and those of compressions among them, both means."""
-    (start, end), steps = report["window_s"], report["steps"]["count"]
-    return 1000 * (end - start) / steps, report["compression"]["compressions"]["total_ms"] / steps
+    """Milliseconds from step to step, from the first to the last one, and those of compressions among them, means."""
+    steps = report["steps"]["count"]
+    return report["idle"]["span_ms"] / steps, report["compression"]["compressions"]["total_ms"] / steps
 
 
 def _bars(axes: Axes, values: Mapping[str, float], form: str) -> None:
