@@ -59,7 +59,7 @@ def draw_steps(reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     axes, names = figure.subplots(), list(reports)
-    parts = [_step_times(report) for report in reports.values()]
+    parts = [step_times(report) for report in reports.values()]
     total, compressing = [whole for whole, _ in parts], [part for _, part in parts]
     rest = [whole - part for whole, part in zip(total, compressing, strict=True)]
     axes.bar(names, rest, 0.5, label="everything else", color=COLOURS[0])
@@ -71,7 +71,7 @@ def draw_steps(reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _step_times(report: Mapping[str, Any]) -> tuple[float, float]:
+def step_times(report: Mapping[str, Any]) -> tuple[float, float]:
     """Milliseconds from step to step, from the first to the last one, and those of compressions among them, means."""
     steps = report["steps"]["count"]
     return report["idle"]["span_ms"] / steps, report["compression"]["compressions"]["total_ms"] / steps
