@@ -123,9 +123,14 @@ class Evictor:
             self.scoring,
             self.block_size,
             (self.max_blocks - 1) * self.block_size,
-            [int((row < self.prompt_length).sum()) if self.scoring.pin_prompt else 0 for row in positions],
+            self._num_pinned(positions),
             has_anchors,
         )
+
+    def _num_pinned(self, positions: torch.Tensor) -> list[int]:
+        """Of each head, from its entries' positions `[Hkv, n]`."""
+        most = int(self.scoring.pin_share * (self.max_blocks - 1) * self.block_size)
+        return [min(int((row < self.prompt_length).sum()), most) for row in positions]
 
 
 def observed_indices(scoring: ScoringOptions, count: int, interval_start: int, prompt_end: int) -> list[int]:

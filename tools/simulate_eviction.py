@@ -20,7 +20,7 @@ from tools.reasoning.eviction import Candidate, EvictionSimulator, Head
 from tools.reasoning.model import Reasoner, Shape
 from zipage.bundled.tasks.families import FAMILIES
 
-NUMBERS = ("temperature", "decay", "recent_share", "anchor_share", "anchor_layers")
+NUMBERS = ("temperature", "decay", "recent_share", "anchor_share", "anchor_layers", "pin_share")
 
 
 def parse_candidate(text: str) -> Candidate:
@@ -39,8 +39,6 @@ def parse_candidate(text: str) -> Candidate:
                 fields[name] = value
             elif name == "sinks":
                 fields[name] = int(value)
-            elif name == "pin_prompt" and value in ("true", "false"):
-                fields[name] = value == "true"
             elif name == "heads":
                 fields["head_shares"] = dict(_head_share(item) for item in value.split("+"))
             else:
@@ -48,7 +46,7 @@ def parse_candidate(text: str) -> Candidate:
         except ValueError:
             raise click.BadParameter(
                 f"{part!r} is not one of {', '.join(NUMBERS)} = number, reduce=mean|max, sinks=integer, "
-                "pin_prompt=true|false, heads=LAYER.HEAD:SHARE+..."
+                "heads=LAYER.HEAD:SHARE+..."
             ) from None
     return Candidate(**fields)
 

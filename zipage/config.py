@@ -52,7 +52,8 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         anchor_share: share of the room, in [0, 1], for anchors: entries whose keys have much content that no later key
             has. They come behind sinks, recent entries and a pinned prompt, before all others.
         anchor_layers: share of the layers, from the first one on, in [0, 1], that keep anchors.
-        pin_prompt: keep the prompt ahead of everything but sinks and recent entries.
+        pin_share: share of the kept entries, in [0, 1], up to which the prompt's first ones are pinned: kept ahead of
+            everything but sinks and recent entries. What is longer competes with the rest.
         order: what decides between entries that come behind all of these: their `score`, or, for comparison, a `random`
             number that each key has for good.
     """
@@ -71,7 +72,7 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     recent_share: float = 0.2
     anchor_share: float = 0.45
     anchor_layers: float = 0.75
-    pin_prompt: bool = True
+    pin_share: float = 0.25
     order: Order = "score"
 
     def __post_init__(self) -> None:
@@ -85,16 +86,21 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _check("redundancy_temperature", self.redundancy_temperature, 1e-6, math.inf)
         _check("sinks", self.sinks, 0, math.inf)
         _check("recent", self.recent, 0, math.inf)
+        _check("pin_share", self.pin_share, 0, 1)
         _check("recent_share", self.recent_share, 0, 1)
         _check("anchor_share", self.anchor_share, 0, 1)
         _check("anchor_layers", self.anchor_layers, 0, 1)
+
+    def pinned_entries(self, keep: int, num_pinned: int) -> int:
+        """How many of the `num_pinned` leading entries that are the prompt's are pinned where `keep` survive."""
+        return min(num_pinned, int(self.pin_share * keep))
 
     def recent_entries(self, keep: int, num_pinned: int) -> int:
         """How many of `keep` surviving entries are the most recent ones whatever their score.
 
         Args:
             keep: entries that survive.
-            num_pinned: leading entries that are the prompt's; they count where it is pinned.
+            num_pinned: leading entries that are the prompt's.
         """
         recent = self.window if self.recent is None else self.recent
         return max(recent, round(self.recent_share * self._room(keep, num_pinned)))
@@ -108,7 +114,7 @@ class ScoringOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return round(self.anchor_layers * num_layers) if self.anchor_share else 0
 
     def _room(self, keep: int, num_pinned: int) -> int:
-        return max(keep - num_pinned * self.pin_prompt, keep // 4)
+        return max(keep - self.pinned_entries(keep, num_pinned), keep // 4)
 
 
 PAPER_SCORING = ScoringOptions(
@@ -120,7 +126,7 @@ PAPER_SCORING = ScoringOptions(
     redundancy="lightning",
     recent_share=0.0,
     anchor_share=0.0,
-    pin_prompt=False,
+    pin_share=0.0,
 )
 SCORING_PRESETS = {"default": ScoringOptions(), "paper": PAPER_SCORING}
 

@@ -22,22 +22,22 @@ PROMPT_LENGTHS = (3, 17, 32, 50, 71, 100, 150)
 
 SCORINGS = [
     "default",
-    "default,pin_prompt=false,recent_share=0,anchor_share=0",
-    "default,pin_prompt=false,recent_share=0,anchor_share=1",
+    "default,pin_share=0,recent_share=0,anchor_share=0",
+    "default,pin_share=0,recent_share=0,anchor_share=1",
     "paper",
     "paper,redundancy=full",
     "paper,redundancy=off",
-    "default,pin_prompt=false,decay=0,recent_share=0",
-    "default,pin_prompt=false,pooling=always,recent_share=0",
-    "default,pin_prompt=false,pooling=first,recent_share=0,recent=2",
-    "default,pin_prompt=false,observe=spread,window=8,recent_share=0",
-    "default,pin_prompt=false,observe=spread,window=6",
-    "default,pin_prompt=false,observe=all,window=8,recent_share=0",
-    "default,pin_prompt=false,observe=all,window=4,redundancy=lightning",
-    "default,pin_prompt=false,window=8,recent_share=0,redundancy=full,attention_weight=0.7,similarity_threshold=0.1",
-    "default,pin_prompt=false,window=4,recent_share=0,redundancy=lightning,redundancy_temperature=0.1,similarity_threshold=-0.2",
+    "default,pin_share=0,decay=0,recent_share=0",
+    "default,pin_share=0,pooling=always,recent_share=0",
+    "default,pin_share=0,pooling=first,recent_share=0,recent=2",
+    "default,pin_share=0,observe=spread,window=8,recent_share=0",
+    "default,pin_share=0,observe=spread,window=6",
+    "default,pin_share=0,observe=all,window=8,recent_share=0",
+    "default,pin_share=0,observe=all,window=4,redundancy=lightning",
+    "default,pin_share=0,window=8,recent_share=0,redundancy=full,attention_weight=0.7,similarity_threshold=0.1",
+    "default,pin_share=0,window=4,recent_share=0,redundancy=lightning,redundancy_temperature=0.1,similarity_threshold=-0.2",
     "default,window=4,recent_share=0",
-    "default,pin_prompt=false,window=8,recent_share=0,sinks=0,recent=0",
+    "default,pin_share=0,window=8,recent_share=0,sinks=0,recent=0",
 ]
 BLOCKS_AND_BUDGETS = [(8, 33), (16, 48), (32, 64)]
 
@@ -118,8 +118,8 @@ def test_same_entries_and_tokens(checkpoint: Path, scoring: str, block_size: int
     [
         "default",
         "paper,window=8",
-        "default,pin_prompt=false,observe=spread,window=6",
-        "default,pin_prompt=false,observe=all,window=8,recent_share=0",
+        "default,pin_share=0,observe=spread,window=6",
+        "default,pin_share=0,observe=all,window=8,recent_share=0",
     ],
 )
 def test_late_and_reordered_jobs(checkpoint: Path, scoring: str, shadow_share: float) -> None:
@@ -183,7 +183,7 @@ def test_a_budget_that_is_never_reached_changes_no_bit(checkpoint: Path, observe
 
 
 def test_requests_with_budgets_of_their_own(checkpoint: Path) -> None:
-    options = parse_scoring("default,pin_prompt=false,window=4")
+    options = parse_scoring("default,pin_share=0,window=4")
     config = EngineConfig(
         model=str(checkpoint),
         block_size=8,

@@ -70,8 +70,8 @@ def check_equal(checkpoint: Path, results: list[Result], scoring: ScoringOptions
     [
         "default",
         "paper,window=8",
-        "default,pin_prompt=false,observe=spread,window=6",
-        "default,pin_prompt=false,observe=all,window=8,recent_share=0",
+        "default,pin_share=0,observe=spread,window=6",
+        "default,pin_share=0,observe=all,window=8,recent_share=0",
     ],
 )
 def test_preemption_and_swapping_change_no_token(
@@ -92,7 +92,7 @@ def test_preemption_and_swapping_change_no_token(
 def test_without_host_memory_a_compressed_request_is_computed_as_a_longer_prompt(checkpoint: Path) -> None:
     """What was evicted cannot come back: prompt and tokens so far are computed, and compressed as a prompt is."""
     prompt, known = make_prompts()[1], 35
-    scoring = ScoringOptions(pin_prompt=False)
+    scoring = ScoringOptions(pin_share=0.0)
     engine = make_engine(checkpoint, 0, shadow_share=0.0, plan_ahead=False, scoring=scoring)
 
     def once(scheduler: Scheduler) -> None:

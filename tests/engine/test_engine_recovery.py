@@ -115,7 +115,7 @@ def test_a_compression_worker_that_dies_changes_no_token(checkpoint: Path, shado
 
 def test_a_compressed_request_whose_worker_dies_is_computed_as_a_longer_prompt(checkpoint: Path) -> None:
     prompt, known = make_prompts()[1], 35
-    scoring = ScoringOptions(pin_prompt=False)
+    scoring = ScoringOptions(pin_share=0.0)
     engine = make_engine(checkpoint, kv_budget=BUDGET, shadow_share=0.0, plan_ahead=False, scoring=scoring)
 
     def die_once(scheduler: Scheduler) -> None:

@@ -13,7 +13,7 @@ from zipage.eviction import compressor
 from zipage.eviction.compressor import Compressor
 from zipage.eviction.job import run_job
 
-SCORING = ScoringOptions(pin_prompt=True)
+SCORING = ScoringOptions(pin_share=1.0)
 
 
 class ScarceDevice:

@@ -74,7 +74,7 @@ def test_compression_starts_when_the_last_of_enough_blocks_is_full(prompt_length
     """The prompt is never compressed before its end, and every later compression comes one block later."""
     block_size = 8
     num_tokens = resident_at_first - prompt_length + 2 * block_size + 2
-    scoring = ScoringOptions(sinks=2, window=4, recent_share=0.5, pin_prompt=False)
+    scoring = ScoringOptions(sinks=2, window=4, recent_share=0.5, pin_share=0.0)
     result = dense_generate(model, (PROMPT * 3)[:prompt_length], num_tokens, scoring, block_size, kv_budget=20)
     assert len(result.kept_positions) == 3
     for count, layers in enumerate(result.kept_positions):
@@ -97,7 +97,7 @@ def test_a_request_that_ends_is_not_compressed_any_more(model):
 
 
 def test_a_pinned_prompt_stays(model):
-    scoring = ScoringOptions(sinks=2, window=4, recent=4, recent_share=0.0, pin_prompt=True)
+    scoring = ScoringOptions(sinks=2, window=4, recent=4, recent_share=0.0, pin_share=1.0)
     result = dense_generate(model, PROMPT, 60, scoring, 8, 32)
     assert len(result.kept_positions) > 3
     for layers in result.kept_positions:
@@ -114,7 +114,7 @@ def test_first_survivors_are_what_transformers_attends_to(observe, queries, dire
     model = reference_model(tiny_checkpoint(directory / f"eager-{observe}", "qwen3"))
     model.set_attn_implementation("eager")
     scoring = ScoringOptions(
-        sinks=2, window=4, recent_share=0.0, anchor_share=0.0, reduce="mean", observe=observe, pin_prompt=False
+        sinks=2, window=4, recent_share=0.0, anchor_share=0.0, reduce="mean", observe=observe, pin_share=0.0
     )
     result = dense_generate(model, PROMPT, 30, scoring, 8, 32)
     ids = torch.tensor([PROMPT + result.tokens[: 32 - len(PROMPT)]])

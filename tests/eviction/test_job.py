@@ -17,7 +17,7 @@ from zipage.execution.pool import KVPool
 NUM_LAYERS, NUM_KV_HEADS, GROUP, HEAD_DIM, NUM_BLOCKS = 2, 2, 2, 8, 16
 QUERY_BUFFER = 2
 
-UNPINNED = {"pin_prompt": False}
+UNPINNED = {"pin_share": 0.0}
 OPTIONS = {
     "default": {},
     "mean": UNPINNED | {"reduce": "mean", "recent_share": 0.0, "anchor_share": 0.0},
@@ -144,7 +144,7 @@ def survivors_by_oracle(case: Case, layer: int) -> tuple[torch.Tensor, torch.Ten
         scoring,
         case.pool.geometry.block_size,
         job.keep,
-        [job.num_pinned if scoring.pin_prompt else 0] * NUM_KV_HEADS,
+        [min(job.num_pinned, int(scoring.pin_share * job.keep))] * NUM_KV_HEADS,
         layer < round(scoring.anchor_layers * NUM_LAYERS),
     )
 
@@ -202,13 +202,17 @@ def test_job_starts_the_targets_accumulated_attention_afresh():
     assert case.pool.observed[:, case.job.target_blocks].count_nonzero() == 0
 
 
-@pytest.mark.parametrize(("pin_prompt", "num_pinned", "expected"), [(True, 13, 13), (True, 56, 48), (False, 13, 0)])
-def test_job_counts_the_pinned_survivors(pin_prompt, num_pinned, expected):
-    case = make_case(ScoringOptions(pin_prompt=pin_prompt), num_pinned=num_pinned)
+@pytest.mark.parametrize(
+    ("pin_share", "num_pinned", "expected"), [(1.0, 13, 13), (1.0, 56, 44), (0.5, 13, 13), (0.5, 30, 24), (0.0, 13, 0)]
+)
+def test_job_counts_the_pinned_survivors(pin_share, num_pinned, expected):
+    case = make_case(ScoringOptions(pin_share=pin_share, recent_share=0.0, window=4), num_pinned=num_pinned)
     result = run_job(case.job, case.pool, case.scoring)
     assert result.num_pinned == expected
-    if pin_prompt:
-        assert torch.equal((result.kept < num_pinned).sum(2), torch.full((NUM_LAYERS, NUM_KV_HEADS), expected))
+    # Where they do not fit beside the recent entries, scores choose among them.
+    if num_pinned < case.job.keep:
+        first = torch.arange(expected).expand(NUM_LAYERS, NUM_KV_HEADS, expected)
+        assert torch.equal(result.kept[:, :, :expected], first)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from zipage.eviction.scratch import SCRATCH_BYTES, layer_bytes
 from zipage.execution.pool import KVPool, allocate_on_device
 
 BLOCK_SIZE, NUM_LAYERS = 8, 2
-FULL = ScoringOptions(pooling="always", redundancy="full", recent_share=0.0, pin_prompt=False)
+FULL = ScoringOptions(pooling="always", redundancy="full", recent_share=0.0, pin_share=0.0)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class AllocatedMemory(TorchDispatchMode):
     ],
 )
 def test_memory_beside_the_pool_stays_below_its_limit(changes: dict) -> None:
-    scoring = replace_fields(ScoringOptions(recent=4, recent_share=0.0, pin_prompt=False), changes)
+    scoring = replace_fields(ScoringOptions(recent=4, recent_share=0.0, pin_share=0.0), changes)
     jobs, pool = make_jobs(scoring), on_device(random_pool(scoring))
     layer = len(jobs) * layer_bytes(56, 40, pool.geometry, scoring)
     with AllocatedMemory() as memory:

@@ -10,7 +10,7 @@ from zipage.config import ScoringOptions
 from zipage.eviction.job import run_job
 from zipage.eviction.random_order import random_order, random_order_in_blocks
 
-RANDOM = ScoringOptions(order="random", recent_share=0.0, anchor_share=0.0, pin_prompt=False, window=4)
+RANDOM = ScoringOptions(order="random", recent_share=0.0, anchor_share=0.0, pin_share=0.0, window=4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

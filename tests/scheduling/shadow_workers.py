@@ -252,7 +252,7 @@ class ShadowWorkers:
         """Check what a job says of its request, and note what it leaves; returns the survivors that are pinned."""
         scoring = self.limits.scoring
         assert job.num_survivors == row.num_survivors
-        assert job.num_pinned == (row.num_pinned if scoring.pin_prompt else 0)
+        assert job.num_pinned == row.num_pinned
         if scoring.observe == "all":
             assert job.num_observed == row.num_observed > 0
         tiers = entry_tiers(

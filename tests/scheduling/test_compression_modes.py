@@ -301,7 +301,7 @@ def test_a_failed_compression_is_computed_again_and_in_the_end_an_error(limits: 
 
 
 def test_a_prompt_that_is_found_again_is_still_pinned() -> None:
-    scheduler = make_scheduler(**ONE_SLOT, prefix_caching=True, scoring=ScoringOptions(window=4, pin_prompt=True))
+    scheduler = make_scheduler(**ONE_SLOT, prefix_caching=True, scoring=ScoringOptions(window=4, pin_share=1.0))
     scheduler.add([request(0, 8)], 0.0)
     for _ in range(10):
         run_step(scheduler)

@@ -39,7 +39,9 @@ def draw_limits(data: st.DataObject) -> SchedulerLimits:
         max_model_len=data.draw(st.integers(4, 400)),
         max_steps_in_flight=data.draw(st.integers(1, 3)),
         prefix_caching=data.draw(st.booleans()) and observe != "all",
-        scoring=ScoringOptions(sinks=2, window=2, observe=observe, pin_prompt=data.draw(st.booleans())),
+        scoring=ScoringOptions(
+            sinks=2, window=2, observe=observe, pin_share=data.draw(st.sampled_from([0.0, 0.5, 1.0]))
+        ),
         compress=data.draw(st.sampled_from(["always", "always", "pressure"])),
         max_shadow_blocks=data.draw(st.sampled_from([0, 4, 30])) if overlap and observe != "all" else 0,
         overlap=overlap,

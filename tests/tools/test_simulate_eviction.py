@@ -70,7 +70,7 @@ def test_recency_alone_is_a_sliding_window_of_blocks(model, documents, sinks):
         oldest = positions // BLOCK * BLOCK - keep + torch.where(positions >= keep, sinks, 0)
         return dense_mask(rows) & ((positions >= oldest[:, None]) | (positions < sinks))
 
-    candidate = Candidate(recent_share=1 - sinks / keep, anchor_share=0.0, decay=0.0, sinks=sinks, pin_prompt=False)
+    candidate = Candidate(recent_share=1 - sinks / keep, anchor_share=0.0, decay=0.0, sinks=sinks, pin_share=0.0)
     wrong = EvictionSimulator(model, BLOCK).wrong_tokens(documents, candidate, keep)
     assert wrong == [wrong_under(model, document, window) for document in documents]
     assert wrong != EvictionSimulator(model, BLOCK).wrong_tokens(documents, Candidate(), 10_000)
@@ -168,30 +168,32 @@ def test_anchors_have_no_more_than_sinks_recent_entries_and_the_prompt_leave():
 
 def test_the_room_is_what_the_prompt_leaves_but_a_quarter_at_least():
     kept, prompts = torch.tensor([100, 42]), torch.tensor([10, 90, 200])
-    assert Candidate().room(kept, prompts).tolist() == [[90, 32], [25, 10], [25, 10]]
-    assert Candidate(pin_prompt=False).room(kept, prompts).tolist() == [[100, 42]] * 3
+    assert Candidate(pin_share=1.0).room(kept, prompts).tolist() == [[90, 32], [25, 10], [25, 10]]
+    assert Candidate(pin_share=0.5).room(kept, prompts).tolist() == [[90, 32], [50, 21], [50, 21]]
+    assert Candidate(pin_share=0.0).room(kept, prompts).tolist() == [[100, 42]] * 3
 
 
 def test_the_recent_part_is_a_share_of_each_heads_room():
     # Rooms of 4 (of 14) and 3 (of 12, the floor), behind a prompt of 10, which gives way to recent entries.
-    candidate = Candidate(sinks=0, recent_share=1.0)
+    candidate = Candidate(sinks=0, recent_share=1.0, pin_share=1.0)
     prompt = list(range(10))
     assert kept_positions(candidate, [14, 12], 10) == [[*prompt, 20, 21, 22, 23], [*prompt[1:], 21, 22, 23]]
 
 
 def test_candidates_are_parsed():
     assert parse_candidate("") == Candidate()
-    expected = Candidate(decay=1.0, reduce="max", pin_prompt=False, head_shares={(1, 2): 1.0, (0, 3): 0.5})
+    expected = Candidate(decay=1.0, reduce="max", pin_share=0.0, head_shares={(1, 2): 1.0, (0, 3): 0.5})
     assert parse_candidate("anchor_share=0") == Candidate(anchor_share=0.0)
-    assert parse_candidate("decay=1,reduce=max,pin_prompt=false,heads=1.2:1.0+0.3:0.5") == expected
+    assert parse_candidate("decay=1,reduce=max,pin_share=0,heads=1.2:1.0+0.3:0.5") == expected
 
 
 @pytest.mark.parametrize(
-    "text", ["colour=1", "decay=x", "anchor_share=x", "reduce=sum", "heads=1:1", "pin_prompt=1", "sinks=0.5"]
+    "text", ["colour=1", "decay=x", "anchor_share=x", "reduce=sum", "heads=1:1", "pin_share=x", "sinks=0.5"]
 )
 def test_bad_candidates_are_named(text):
     with pytest.raises(
-        click.BadParameter, match="is not one of temperature, decay, recent_share, anchor_share = number"
+        click.BadParameter,
+        match="is not one of temperature, decay, recent_share, anchor_share, anchor_layers, pin_share = number",
     ):
         parse_candidate(text)
 

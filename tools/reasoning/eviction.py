@@ -35,7 +35,8 @@ class Candidate:
         recent_share: share of the room for the most recent entries.
         anchor_share: share of the room for anchors, ahead of all others but sinks, recent entries and a pinned prompt.
         anchor_layers: share of the layers, from the first one on, that keep anchors.
-        pin_prompt: keep the prompt ahead of everything but sinks and recent entries.
+        pin_share: share of the kept entries up to which the prompt's first ones are kept ahead of everything but sinks
+            and recent entries.
         head_shares: KV heads that keep this share of all entries; the others share what is left of the same total.
     """
 
@@ -46,7 +47,7 @@ class Candidate:
     recent_share: float = 0.2
     anchor_share: float = 0.45
     anchor_layers: float = 0.75
-    pin_prompt: bool = True
+    pin_share: float = 0.25
     head_shares: dict[Head, float] = field(default_factory=dict)
 
     def kept(self, keep: int, length: int, layers: int, heads: int) -> torch.Tensor:
@@ -75,6 +76,10 @@ class Candidate:
         """The policy of layer `number` of `layers`."""
         return self if number < round(self.anchor_layers * layers) else replace(self, anchor_share=0.0)
 
+    def pinned(self, kept: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        """How many of the prompts' first entries are pinned, [B, H] int64; the arguments are those of `room`."""
+        return torch.minimum(prompts[:, None], (self.pin_share * kept.double()).long())
+
     def room(self, kept: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
         """Of `kept` entries, [H], those that a pinned prompt leaves, or a quarter if that is more: [B, H] int64.
 
@@ -82,8 +87,7 @@ class Candidate:
             kept: entries that each head keeps.
             prompts: [B], the prompts' lengths.
         """
-        pinned = prompts[:, None] if self.pin_prompt else torch.zeros_like(prompts)[:, None]
-        return torch.maximum(kept - pinned, kept // 4)
+        return torch.maximum(kept - self.pinned(kept, prompts), kept // 4)
 
 
 @dataclass(slots=True)
@@ -233,7 +237,7 @@ def _rank(
 ) -> torch.Tensor:
     positions, room = resident.positions, candidate.room(kept, prompts)[:, :, None]
     always = (positions < candidate.sinks) | (positions >= length - _part(candidate.recent_share, room))
-    pinned = (positions < prompts[:, None, None]) & candidate.pin_prompt
+    pinned = positions < candidate.pinned(kept, prompts)[:, :, None]
     rank = resident.scores + positions * NEWER + pinned * PINNED + always * ALWAYS
     if not candidate.anchor_share:
         return rank

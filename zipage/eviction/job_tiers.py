@@ -36,7 +36,7 @@ class JobTiers:
             keep=job.keep,
             sinks=scoring.sinks,
             recent=scoring.recent_entries(job.keep, job.num_pinned),
-            num_pinned=job.num_pinned if scoring.pin_prompt else 0,
+            num_pinned=scoring.pinned_entries(job.keep, job.num_pinned),
             anchor_entries=scoring.anchor_entries(job.keep, job.num_pinned),
         )
 

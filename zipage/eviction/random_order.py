@@ -12,7 +12,7 @@ _DIMS = 4
 # Odd numbers without a pattern: the first digits of square roots.
 _FACTORS = (1414213562373095049, 1732050807568877293, 2236067977499789697, 2645751311064590591)
 _FLOAT_BITS = 24
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+_BITS = {2: torch.int16, 4: torch.int32}
 
 
 def random_order(keys: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def _make_message(request: Request, target_blocks: list[int], limits: SchedulerL
         num_entries=request.resident_length,
         num_survivors=request.num_survivors,
         num_observed=request.position - request.observe_from,
-        num_pinned=request.num_pinned if limits.scoring.pin_prompt else 0,
+        num_pinned=request.num_pinned,
         query_buffer=request.query_buffer,
         keep=len(target_blocks) * limits.block_size,
     )
