@@ -27,8 +27,10 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture
-def engine_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def engine_directory(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Runtime directories are made in here, and the test has to leave it empty and unused, and no child unreaped."""
+    # pytest's own folder is not to be made in there.
+    tmp_path_factory.getbasetemp()
     with short_temporary_directory() as directory:
         monkeypatch.setattr(tempfile, "tempdir", str(directory))
         monkeypatch.setenv("TMPDIR", str(directory))

@@ -21,8 +21,10 @@ ENDLESS = ("--max-tokens", "8000", "--ignore-eos", "--kv-budget", "64")
 
 
 @pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where this test's engines have their runtime directories; nothing may be left there."""
+    # pytest's own folder is not to be made in there.
+    tmp_path_factory.getbasetemp()
     with short_temporary_directory() as directory:
         monkeypatch.setenv("TMPDIR", str(directory))
         monkeypatch.setattr("tempfile.tempdir", str(directory))
