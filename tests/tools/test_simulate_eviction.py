@@ -153,16 +153,16 @@ def kept_positions(candidate: Candidate, kept: list[int], prompt: int) -> list[l
 
 def test_anchors_are_kept_ahead_of_attention():
     # Room for 8 behind the prompt: 4 recent entries, 3 or no anchors, and what attention chooses.
-    with_anchors = Candidate(sinks=2, recent_share=0.5, anchor_share=0.375)
+    with_anchors = Candidate(sinks=2, recent_share=0.5, anchor_share=0.375, pin_share=1.0)
     assert kept_positions(with_anchors, [12], 4) == [[0, 1, 2, 3, 6, 9, 12, 13, 20, 21, 22, 23]]
-    assert kept_positions(Candidate(sinks=2, recent_share=0.5, anchor_share=0.0), [12], 4) == [
+    assert kept_positions(Candidate(sinks=2, recent_share=0.5, anchor_share=0.0, pin_share=1.0), [12], 4) == [
         [0, 1, 2, 3, 9, 10, 11, 12, 20, 21, 22, 23],
     ]
 
 
 def test_anchors_have_no_more_than_sinks_recent_entries_and_the_prompt_leave():
     # A room of 4: a share of 1 is 4 anchors, of which the 2 best find a place.
-    candidate = Candidate(sinks=2, recent_share=0.5, anchor_share=1.0)
+    candidate = Candidate(sinks=2, recent_share=0.5, anchor_share=1.0, pin_share=1.0)
     assert kept_positions(candidate, [8], 4) == [[0, 1, 2, 3, 9, 13, 22, 23]]
 
 

@@ -16,8 +16,8 @@ POLICIES = {
     "paper": "paper",
     # Only the sinks and the most recent entries, whatever the budget: at such a temperature the redundancy of all
     # entries is the same number, attention has no weight, and ties go to the more recent entry.
-    "random": "paper,order=random",
     "recency": "paper,pooling=off,redundancy=lightning,attention_weight=0,redundancy_temperature=1e30",
+    "random": "paper,order=random",
 }
 """Policies that need no `scoring` text on the command line."""
 
