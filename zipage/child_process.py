@@ -29,6 +29,7 @@ _CPU_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
 }
 _LOG_LINE_CHARACTERS = 500
+REAP_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,12 @@ def signal_group(child: ChildProcess, number: signal.Signals) -> None:
     if child.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, number)
+
+
+def reap(child: ChildProcess) -> None:
+    """Reap a process that has been ended; one that does not end even so is left."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(REAP_SECONDS)
 
 
 def describe_end(status: int, log: str) -> str:

@@ -1,6 +1,5 @@
 """The engine's child processes, by name: how they are started and ended, and what they leave in their logs."""
 
-import contextlib
 import signal
 import subprocess
 import time
@@ -9,13 +8,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from zipage.child_logs import ChildLogs
-from zipage.child_process import ChildProcess, Launcher, describe_end, exit_status, signal_group
+from zipage.child_process import REAP_SECONDS, ChildProcess, Launcher, describe_end, exit_status, reap, signal_group
 from zipage.errors import EngineError
 from zipage.spares import Spares
 
 _EXIT_POLL_SECONDS = 0.01
 _TERMINATE_SECONDS = 1.0
-_REAP_SECONDS = 10.0
 
 
 class Children:
@@ -28,7 +26,7 @@ class Children:
     """
 
     def __init__(self, runtime_dir: Path, with_spares: Collection[str]) -> None:
-        """Args: runtime_dir: as below; with_spares: names of the processes that get a spare."""
+        """Args: runtime_dir: as above; with_spares: names of the processes that get a spare."""
         self.starts: Counter[str] = Counter()
         self.runtime_dir = runtime_dir
         self._launcher = Launcher(runtime_dir)
@@ -96,9 +94,9 @@ class Children:
             signal_group(self._children[name], signal.SIGKILL)
         for name in killed:
             try:
-                self._children[name].wait(_REAP_SECONDS)
+                self._children[name].wait(REAP_SECONDS)
             except subprocess.TimeoutExpired:
-                raise self.failure(name, f"did not end within {_REAP_SECONDS:g} s of SIGKILL") from None
+                raise self.failure(name, f"did not end within {REAP_SECONDS:g} s of SIGKILL") from None
             del self._children[name]
 
     def end(self, grace: float) -> None:
@@ -110,8 +108,7 @@ class Children:
         self._wait(_TERMINATE_SECONDS)
         self._signal_all(signal.SIGKILL)
         for child in self._children.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(_REAP_SECONDS)
+            reap(child)
         self._launcher.close()
 
     def _wait(self, seconds: float) -> None:

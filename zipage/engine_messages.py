@@ -207,8 +207,8 @@ class CompressionJob(Message, frozen=True):
     The request has `num_entries` resident entries in `block_table`. The first `num_survivors` of them survived its
     last compression (0 at the first one). The queries of the other entries are its observed interval, recorded in
     `query_buffer`; with `observe=all`, `num_observed` queries were accumulated. `num_pinned` leading entries are the
-    prompt's. `keep` entries of each layer and KV head go into `target_blocks`, which may be
-    the first blocks of `block_table`. Answered by `CompressionDone` or `JobFailed`.
+    prompt's. `keep` entries of each layer and KV head go into `target_blocks`, which may be the first blocks of
+    `block_table`. Answered by `CompressionDone` or `JobFailed`.
     """
 
     uid: int

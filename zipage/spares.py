@@ -1,18 +1,14 @@
 """Spares: processes that are started in advance, to take the place of one that has ended without its long imports."""
 
-import contextlib
 import logging
 import os
 import signal
-import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from zipage.child_logs import ChildLogs
-from zipage.child_process import ChildProcess, Launcher, describe_end, exit_status, signal_group
+from zipage.child_process import ChildProcess, Launcher, describe_end, exit_status, reap, signal_group
 from zipage.config import EngineConfig
-
-_REAP_SECONDS = 10.0
 
 _log = logging.getLogger("zipage")
 
@@ -101,8 +97,7 @@ class Spares:
     def _kill(self, name: str) -> None:
         process = self._spares[name].process
         signal_group(process, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_REAP_SECONDS)
+        reap(process)
         self._forget(name)
 
     def _forget(self, name: str) -> None:

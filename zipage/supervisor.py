@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -44,6 +45,16 @@ _GRACE_SECONDS = 5.0
 _STARTING_GRACE_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What to run: an engine's options, the commands of its processes, its use of MPS, and who gets a spare."""
+
+    config: EngineConfig
+    commands: Mapping[str, Sequence[str]]
+    plan: MpsPlan
+    spares: Collection[str]
+
+
 class Supervisor:
     """A running engine's processes. Made by `start`; a context manager that shuts the engine down at its end.
 
@@ -62,21 +73,13 @@ class Supervisor:
     _children: Children
     _watch: Watch
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        commands: Mapping[str, Sequence[str]],
-        plan: MpsPlan,
-        spares: Collection[str],
-    ) -> None:
+    def __init__(self, task: _Task) -> None:
         self.failure: EngineError | None = None
         self.failed = threading.Event()
         self._settled = threading.Event()
         self._stop = threading.Event()
         self._grace = _GRACE_SECONDS
-        self._thread = threading.Thread(
-            target=self._run, args=(config, commands, plan, spares), name="supervisor", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, args=(task,), name="supervisor", daemon=True)
 
     @classmethod
     def start(
@@ -99,7 +102,8 @@ class Supervisor:
         """
         gpu = gpu_present(os.environ)
         plan = plan_mps(config, os.environ, gpu=gpu, control=shutil.which(CONTROL_PROGRAM))
-        supervisor = cls(config, commands, plan, choose_spares(config, gpu=gpu) if spares is None else spares)
+        spares = choose_spares(config, gpu=gpu) if spares is None else spares
+        supervisor = cls(_Task(config, commands, plan, spares))
         atexit.register(supervisor.shutdown)
         try:
             with _signals_blocked():
@@ -168,27 +172,14 @@ class Supervisor:
         """Shut the engine down."""
         self.shutdown()
 
-    def _run(
-        self,
-        config: EngineConfig,
-        commands: Mapping[str, Sequence[str]],
-        plan: MpsPlan,
-        spares: Collection[str],
-    ) -> None:
+    def _run(self, task: _Task) -> None:
         try:
             with contextlib.ExitStack() as resources:
-                self._supervise(config, commands, plan, spares, resources)
+                self._supervise(task, resources)
         finally:
             self._settled.set()
 
-    def _supervise(
-        self,
-        config: EngineConfig,
-        commands: Mapping[str, Sequence[str]],
-        plan: MpsPlan,
-        spares: Collection[str],
-        resources: contextlib.ExitStack,
-    ) -> None:
+    def _supervise(self, task: _Task, resources: contextlib.ExitStack) -> None:
         """Start the children and watch them until the engine fails or `shutdown` is called.
 
         What has to be undone then goes into `resources`; a failure is known before that begins.
@@ -196,12 +187,12 @@ class Supervisor:
         try:
             self.runtime_dir = _make_runtime_dir(resources)
             self.address = client_address(self.runtime_dir)
-            (self.runtime_dir / CONFIG_FILE).write_bytes(msgspec.json.encode(config))
+            (self.runtime_dir / CONFIG_FILE).write_bytes(msgspec.json.encode(task.config))
             control = ControlReceiver(resources.enter_context(zmq.Context()), self.runtime_dir)
             resources.callback(control.close)
-            self._children = Children(self.runtime_dir, spares)
+            self._children = Children(self.runtime_dir, task.spares)
             resources.callback(self._end_children)
-            self._watch = Watch(self._children, control, commands, config, plan)
+            self._watch = Watch(self._children, control, task.commands, task.config, task.plan)
             self._watch.run(self._settled, self._stop)
         except EngineError as error:
             self._fail(error)
