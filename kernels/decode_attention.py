@@ -2,7 +2,8 @@
 
 The tiles of all requests and KV heads form one sequence, of which every program takes an equal share, so the device is
 evenly busy whatever the lengths are, and the grid does not depend on them. The parts of a head that falls into several
-shares are combined by the last of its programs to finish.
+shares are combined by the last of its programs to finish. Where a share is about a head long and there is a program for
+each, every program takes one head as a whole.
 """
 
 # Kernels are written in Triton's language, which has no types for mypy.
@@ -157,32 +158,49 @@ def _sizes(query: Tensor, key_cache: Tensor, tile_bytes: int) -> _Sizes:
 
 
 @triton.jit
-def _tile_ends(resident_lengths, batch, sizes: tl.constexpr):
-    """`[batch]`: tiles of all KV heads of the requests up to each. An empty request has one, which makes its zeros."""
+def _divide(resident_lengths, batch, sizes: tl.constexpr):
+    """How the tiles of all requests and KV heads are divided among the programs.
+
+    Returns:
+        ends: `[sizes.batch]`, places in the sequence of tiles up to each request's end.
+        whole: 0, or, where every program takes a whole head, the places that each head has; some may have no tile.
+        share, first, last: places of a program; where this one's begin and end.
+    """
     requests = tl.arange(0, sizes.batch)
     lengths = tl.load(resident_lengths + requests, mask=requests < batch, other=0).to(tl.int32)
+    # An empty request has one tile, which makes its zeros.
     num_tiles = tl.where(requests < batch, tl.maximum(tl.cdiv(lengths, sizes.tile), 1), 0)
-    return tl.cumsum(num_tiles * sizes.num_kv_heads, 0)
-
-
-@triton.jit
-def _own_share(ends, sizes: tl.constexpr):
-    """Tiles of a share, in quanta so that shares often end where a head does; where this program's begins and ends."""
-    num_tiles = tl.max(ends, 0)
-    share = tl.cdiv(tl.cdiv(num_tiles, tl.num_programs(0)), sizes.quantum) * sizes.quantum
+    ends = tl.cumsum(num_tiles * sizes.num_kv_heads, 0)
+    num_places, num_heads, longest = tl.max(ends, 0), batch * sizes.num_kv_heads, tl.max(num_tiles, 0)
+    # In quanta, so that shares often end where a head does.
+    share = tl.cdiv(tl.cdiv(num_places, tl.num_programs(0)), sizes.quantum) * sizes.quantum
+    whole = 0
+    # What it costs to combine outweighs a quarter of a share.
+    if (num_heads <= tl.num_programs(0)) & (4 * longest <= 5 * share):
+        whole, share, num_places = longest, longest, num_heads * longest
+        ends = tl.minimum(requests + 1, batch) * sizes.num_kv_heads * longest
     first = tl.program_id(0) * share
-    return share, first, tl.minimum(first + share, num_tiles)
+    return ends, whole, share, first, tl.minimum(first + share, num_places)
 
 
 @triton.jit
-def _locate(place, ends, resident_lengths, sizes: tl.constexpr):
-    """Request, KV head, tile of the head, number of its tiles and of its entries, at a place in the sequence."""
+def _locate(place, last, ends, whole, resident_lengths, sizes: tl.constexpr):
+    """Where a place in the sequence is, and how far a program that ends at `last` goes on in its head.
+
+    Returns:
+        request, head, length: the request, its KV head and its entries.
+        first, end: tiles of the head from this place on.
+        head_places, places: of the head, and those up to its end or to `last`.
+    """
     passed = ends <= place
     request = tl.sum(passed.to(tl.int32), 0).to(tl.int64)
-    place -= tl.max(tl.where(passed, ends, 0), 0)
+    place_in_request = place - tl.max(tl.where(passed, ends, 0), 0)
     length = tl.load(resident_lengths + request).to(tl.int32)
     num_tiles = tl.maximum(tl.cdiv(length, sizes.tile), 1)
-    return request, place // num_tiles, place % num_tiles, num_tiles, length
+    head_places = tl.maximum(whole, num_tiles)
+    head, first = place_in_request // head_places, place_in_request % head_places
+    places = tl.minimum(head_places - first, last - place)
+    return request, head, length, first, tl.minimum(num_tiles, first + places), head_places, places
 
 
 @triton.jit
@@ -263,18 +281,18 @@ def _attend_kernel(
 ):  # fmt: skip
     """One share of the tiles for each program: output, and log-sum-exp `[B, Hq]` to base 2."""
     heads = tl.arange(0, sizes.rows)
-    ends = _tile_ends(resident_lengths, batch, sizes)
-    share, place, last_place = _own_share(ends, sizes)
-    while place < last_place:
-        request, head, first, head_tiles, length = _locate(place, ends, resident_lengths, sizes)
-        end = tl.minimum(head_tiles, first + last_place - place)
+    ends, whole, share, place, last = _divide(resident_lengths, batch, sizes)
+    while place < last:
+        request, head, length, first, end, head_places, places = _locate(
+            place, last, ends, whole, resident_lengths, sizes
+        )
         queries = load_rows(query + request * query_stride, head * sizes.group + heads, heads < sizes.group, sizes)
         table = block_tables + request * table_stride
         values, exponents = _attend_tiles(
             queries, key_cache, value_cache, table, head, first, end, length, factor, sizes
         )
         first_program = (place - first) // share
-        num_parts = (place - first + head_tiles - 1) // share - first_program + 1
+        num_parts = (place - first + head_places - 1) // share - first_program + 1
         is_complete = num_parts == 1
         if num_parts > 1:
             part = (2 * tl.program_id(0) + (first == 0).to(tl.int32)) * sizes.group
@@ -290,7 +308,7 @@ def _attend_kernel(
             exponents_out = log_sum_exp + request * sizes.num_kv_heads * sizes.group + first_head
             output_out = output + request * output_stride + first_head * sizes.head_dim
             _store_group(values, exponents, output_out, exponents_out, sizes)
-        place += end - first
+        place += places
 
 
 @triton.jit(
@@ -302,11 +320,9 @@ def _observe_kernel(
 ):  # fmt: skip
     """One share of the tiles for each program: adds the group's largest probability of each entry to `observed`."""
     heads = tl.arange(0, sizes.rows)
-    ends = _tile_ends(resident_lengths, batch, sizes)
-    _, place, last_place = _own_share(ends, sizes)
-    while place < last_place:
-        request, head, first, head_tiles, length = _locate(place, ends, resident_lengths, sizes)
-        end = tl.minimum(head_tiles, first + last_place - place)
+    ends, whole, _, place, last = _divide(resident_lengths, batch, sizes)
+    while place < last:
+        request, head, length, first, end, _, places = _locate(place, last, ends, whole, resident_lengths, sizes)
         queries = load_rows(query + request * query_stride, head * sizes.group + heads, heads < sizes.group, sizes)
         exponents = log_sum_exp + (request * sizes.num_kv_heads + head) * sizes.group + heads
         exponents = tl.load(exponents, mask=heads < sizes.group, other=float("inf"))
@@ -322,4 +338,4 @@ def _observe_kernel(
             probabilities = tl.max(tl.exp2(logits - exponents[:, None]), 0)
             # Requests may share a block.
             tl.atomic_add(observed + rows, probabilities, mask=valid, sem="relaxed")
-        place += end - first
+        place += places

@@ -71,6 +71,37 @@ def test_any_split_of_the_entries_combines_to_the_same(lengths, num_multiprocess
     assert torch.equal(output, paged_decode_attention(*inputs))
 
 
+@pytest.mark.parametrize(
+    ("lengths", "num_multiprocessors"),
+    [([900, 1000, 961, 1024], 2), ([300, 290, 310, 0], 2), ([1024, 1000], 4), ([600, 610, 640], 4)],
+)
+def test_lengths_that_differ_little_are_not_combined(lengths, num_multiprocessors, device, paged_cache):
+    cache = paged_cache(lengths, 2, 16, 64)
+    query = torch.randn(len(lengths), 6, 64, device=device)
+    workspace = workspace_of(query, 2, num_multiprocessors)
+    observed = torch.zeros(cache.key.shape[:3], device=device)
+    expected_observed = observed.clone()
+    output = paged_decode_attention(
+        query, cache.key, cache.value, cache.tables, cache.lengths, SCALE, workspace, observed
+    )
+    torch.testing.assert_close(output, expected_output(query, cache, expected_observed), atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(observed, expected_observed, atol=1e-6, rtol=1e-5)
+    assert workspace.output.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "num_multiprocessors"),
+    [([1024, 1000, 300, 200], 2), ([1024, 1000, 961, 1024, 980], 1), ([1024, 1000], 12)],
+)
+def test_long_heads_and_heads_without_a_program_are_combined(lengths, num_multiprocessors, device, paged_cache):
+    cache = paged_cache(lengths, 2, 16, 64)
+    query = torch.randn(len(lengths), 6, 64, device=device)
+    workspace = workspace_of(query, 2, num_multiprocessors)
+    output = paged_decode_attention(query, cache.key, cache.value, cache.tables, cache.lengths, SCALE, workspace)
+    torch.testing.assert_close(output, expected_output(query, cache), atol=2e-5, rtol=2e-5)
+    assert not workspace.output.isnan().all()
+
+
 @pytest.mark.parametrize(("group", "block_size", "head_dim"), [(1, 8, 64), (2, 16, 128), (3, 256, 80), (8, 32, 16)])
 def test_adds_the_groups_largest_probability(group, block_size, head_dim, device, paged_cache):
     cache = paged_cache([290, 0, 1, block_size, 70], 2, block_size, head_dim)
