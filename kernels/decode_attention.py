@@ -162,14 +162,13 @@ def _divide(resident_lengths, batch, sizes: tl.constexpr):
     """How the tiles of all requests and KV heads are divided among the programs.
 
     Returns:
-        ends: `[sizes.batch]`, places in the sequence of tiles up to each request's end.
+        ends: `[sizes.batch]`, places in the sequence of tiles up to each request's end; an empty request has none.
         whole: 0, or, where every program takes a whole head, the places that each head has; some may have no tile.
         share, first, last: places of a program; where this one's begin and end.
     """
     requests = tl.arange(0, sizes.batch)
     lengths = tl.load(resident_lengths + requests, mask=requests < batch, other=0).to(tl.int32)
-    # An empty request has one tile, which makes its zeros.
-    num_tiles = tl.where(requests < batch, tl.maximum(tl.cdiv(lengths, sizes.tile), 1), 0)
+    num_tiles = tl.cdiv(lengths, sizes.tile)
     ends = tl.cumsum(num_tiles * sizes.num_kv_heads, 0)
     num_places, num_heads, longest = tl.max(ends, 0), batch * sizes.num_kv_heads, tl.max(num_tiles, 0)
     # In quanta, so that shares often end where a head does.
@@ -196,11 +195,23 @@ def _locate(place, last, ends, whole, resident_lengths, sizes: tl.constexpr):
     request = tl.sum(passed.to(tl.int32), 0).to(tl.int64)
     place_in_request = place - tl.max(tl.where(passed, ends, 0), 0)
     length = tl.load(resident_lengths + request).to(tl.int32)
-    num_tiles = tl.maximum(tl.cdiv(length, sizes.tile), 1)
+    num_tiles = tl.cdiv(length, sizes.tile)
     head_places = tl.maximum(whole, num_tiles)
     head, first = place_in_request // head_places, place_in_request % head_places
     places = tl.minimum(head_places - first, last - place)
     return request, head, length, first, tl.minimum(num_tiles, first + places), head_places, places
+
+
+@triton.jit
+def _clear_empty_requests(resident_lengths, batch, output, output_stride, sizes: tl.constexpr):
+    """Zeros for the requests without entries, spread over the programs: a tile for each head would be a long share."""
+    size: tl.constexpr = sizes.num_kv_heads * sizes.group * sizes.head_dim
+    for request in range(tl.program_id(0), batch, tl.num_programs(0)):
+        if tl.load(resident_lengths + request) == 0:
+            for first in range(0, size, 1024):
+                places = first + tl.arange(0, 1024)
+                zeros = tl.zeros([1024], output.dtype.element_ty)
+                tl.store(output + tl.cast(request, tl.int64) * output_stride + places, zeros, mask=places < size)
 
 
 @triton.jit
@@ -282,6 +293,7 @@ def _attend_kernel(
     """One share of the tiles for each program: output, and log-sum-exp `[B, Hq]` to base 2."""
     heads = tl.arange(0, sizes.rows)
     ends, whole, share, place, last = _divide(resident_lengths, batch, sizes)
+    _clear_empty_requests(resident_lengths, batch, output, output_stride, sizes)
     while place < last:
         request, head, length, first, end, head_places, places = _locate(
             place, last, ends, whole, resident_lengths, sizes

@@ -102,6 +102,20 @@ def test_long_heads_and_heads_without_a_program_are_combined(lengths, num_multip
     assert not workspace.output.isnan().all()
 
 
+@pytest.mark.parametrize("lengths", [[0, 0, 700, 0, 130, 0, 0, 0], [0] * 9 + [1000, 0], [0] * 30])
+@pytest.mark.parametrize("num_multiprocessors", [1, 3])
+def test_empty_requests_among_others_are_zeros(lengths, num_multiprocessors, device, paged_cache):
+    cache = paged_cache(lengths, 2, 16, 80)
+    query = torch.randn(len(lengths), 6, 80, device=device)
+    workspace = workspace_of(query, 2, num_multiprocessors)
+    output = torch.full((len(lengths) + 2, 8, 80), torch.nan, device=device)
+    inputs = (query, cache.key, cache.value, cache.tables, cache.lengths, SCALE, workspace)
+    paged_decode_attention(*inputs, output=output[1:-1, :6])
+    torch.testing.assert_close(output[1:-1, :6], expected_output(query, cache), atol=2e-5, rtol=2e-5)
+    assert output[1:-1, 6:].isnan().all()
+    assert output[[0, -1]].isnan().all()
+
+
 @pytest.mark.parametrize(("group", "block_size", "head_dim"), [(1, 8, 64), (2, 16, 128), (3, 256, 80), (8, 32, 16)])
 def test_adds_the_groups_largest_probability(group, block_size, head_dim, device, paged_cache):
     cache = paged_cache([290, 0, 1, block_size, 70], 2, block_size, head_dim)
