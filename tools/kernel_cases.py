@@ -27,7 +27,12 @@ def grid(fixed: Shape, **values: tuple[float, ...]) -> list[Shape]:
 CASES: dict[str, tuple[Callable[..., Work], list[Shape]]] = {
     "paged_decode_attention": (
         attention.decode,
-        grid(DECODE, group=(2, 4, 8), block_size=(16, 64, 256), batch=(32, 64, 128), context=(1024, 2048, 4096)),
+        [
+            *grid(DECODE, group=(2, 4, 8), block_size=(16, 64, 256), batch=(32, 64, 128), context=(1024, 2048, 4096)),
+            # As under a budget of 1,024 with blocks of 128, and as with full KV.
+            *grid({**DECODE, "context": 1024, "shortest": 896, "block_size": 128}, group=(4, 8), batch=(32, 64, 128)),
+            *grid({**DECODE, "context": 3328, "shortest": 256, "block_size": 64}, group=(4, 8), batch=(32, 64)),
+        ],
     ),
     "paged_prefill_attention": (
         attention.prefill,

@@ -17,16 +17,28 @@ ALLOWED = 1e-2
 
 
 def decode(
-    device: torch.device, batch: int, context: int, heads: int, group: int, head_dim: int, block_size: int
+    device: torch.device,
+    batch: int,
+    context: int,
+    heads: int,
+    group: int,
+    head_dim: int,
+    block_size: int,
+    shortest: int | None = None,
 ) -> Work:
-    """One query for each of `batch` requests with `context` resident entries in scattered blocks."""
+    """One query for each of `batch` requests in scattered blocks.
+
+    They have `context` resident entries, or, evenly spread and in any order, from `shortest` to `context`.
+    """
     kv_heads = heads // group
-    num_bytes = 2 * batch * (context * kv_heads + heads) * head_dim * DTYPE.itemsize
+    lengths = torch.linspace(shortest or context, context, batch, device=device).long()
+    lengths = lengths[torch.randperm(batch, device=device)]
+    num_entries = int(lengths.sum())
+    num_bytes = 2 * (num_entries * kv_heads + batch * heads) * head_dim * DTYPE.itemsize
     copies = num_copies(num_bytes, device)
     caches, tables = _scattered(device, copies * batch, context, kv_heads, head_dim, block_size)
     tables = tables.view(copies, batch, -1)
     query = torch.randn(copies, batch, heads, head_dim, dtype=DTYPE, device=device)
-    lengths = torch.full((batch,), context, device=device)
     scale = head_dim**-0.5
     workspace = decode_workspace(heads, kv_heads, head_dim, device)
 
@@ -48,8 +60,8 @@ def decode(
         [partial(call, copy) for copy in range(copies)],
         check,
         num_bytes,
-        4 * batch * context * heads * head_dim,
-        [partial(sdpa, copy) for copy in range(copies)],
+        4 * num_entries * heads * head_dim,
+        [partial(sdpa, copy) for copy in range(copies) if shortest is None],
     )
 
 

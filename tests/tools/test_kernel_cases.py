@@ -46,6 +46,17 @@ def test_what_is_timed_is_right(kernel):
     assert work.check() <= 1
 
 
+def test_lengths_that_differ():
+    torch.manual_seed(0)
+    build, shapes = CASES["paged_decode_attention"]
+    shape = {"group": 4, "block_size": 16} | small(shapes[0])
+    equal, varied = build(DEVICE, **shape), build(DEVICE, **shape, shortest=20)
+    assert varied.check() <= 1
+    assert not varied.sdpa
+    entry_bytes = 2 * 2 * shape["head_dim"] * shape["heads"] // shape["group"]
+    assert equal.num_bytes - varied.num_bytes == (3 * 80 - (20 + 50 + 80)) * entry_bytes
+
+
 @pytest.mark.parametrize("kernel", ["anchor_score", "select_entries", "paged_decode_attention"])
 def test_a_wrong_kernel_is_found(kernel, monkeypatch):
     torch.manual_seed(0)
