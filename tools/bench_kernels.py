@@ -113,7 +113,9 @@ def show(results: list[dict[str, Any]]) -> None:
     click.echo(f"{'kernel and case':<64}{'us':>9}{'floor':>9}{'share':>7}{'SDPA':>9}{'x SDPA':>8}")
     for result in results:
         others = [other["shape"] for other in results if other["kernel"] == result["kernel"]]
-        varied = {key: value for key, value in result["shape"].items() if any(other.get(key) != value for other in others)}
+        varied = {
+            key: value for key, value in result["shape"].items() if any(other.get(key) != value for other in others)
+        }
         name = f"{result['kernel']} " + " ".join(f"{key}={value}" for key, value in varied.items())
         if not result["correct"]:
             click.echo(f"{name:<64} WRONG {result['error']}")

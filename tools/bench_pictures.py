@@ -20,7 +20,8 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 def draw_throughput(result: Mapping[str, Any], path: Path) -> None:
     """Output tokens per second of every run, for each workload, with vLLM's where it was measured."""
     workloads = list(result["workloads"])
-    figure = Figure(figsize=(4.2 * len(workloads) + 1.5, 3.6), layout="constrained")
+    width = max(4.2, 1.1 * len(result["runs"]))
+    figure = Figure(figsize=(width * len(workloads) + 1.5, 3.6), layout="constrained")
     for axes, workload in zip(figure.subplots(1, len(workloads), squeeze=False)[0], workloads, strict=True):
         values = {name: _of(run, workload)["output_tokens_per_second"] for name, run in result["runs"].items()}
         _bars(axes, values, "{:,.0f}")
@@ -79,8 +80,10 @@ def step_times(report: Mapping[str, Any]) -> tuple[float, float]:
 
 def _bars(axes: Axes, values: Mapping[str, float], form: str) -> None:
     colours = [COLOURS[index % len(COLOURS)] for index in range(len(values))]
-    axes.bar_label(axes.bar(list(values), list(values.values()), 0.6, color=colours), fmt=form, fontsize=8)
-    axes.tick_params("x", labelsize=8, rotation=15 if len(values) > 3 else 0)
+    # A line for each field of a run's name.
+    names = [name.replace("@", "\n").replace(";", "\n") for name in values]
+    axes.bar_label(axes.bar(names, list(values.values()), 0.6, color=colours), fmt=form, fontsize=8)
+    axes.tick_params("x", labelsize=8)
     axes.margins(y=0.15)
 
 
