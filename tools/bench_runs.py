@@ -16,6 +16,7 @@ from tools.bench_models import write_random_model
 from tools.bench_workloads import Workload, random_prompts
 from zipage import LLM, SamplingParams
 from zipage.messages import RequestMetrics
+from zipage.models.config import load_model_config
 
 
 @dataclass(frozen=True)
@@ -87,24 +88,34 @@ def measure_run(model: Path, workloads: Mapping[str, Workload], run: Run, trace:
     """Start an engine, warm it up, and measure the workloads one after another."""
     (pool_gib,) = {workload.pool_gib for workload in workloads.values()}
     options = run.engine_options(pool_gib, trace)
+    vocab_size = load_model_config(model).vocab_size
     started = time.perf_counter()
     with LLM(model, **options) as llm:
         ready = time.perf_counter() - started
         warm_up = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=run.budget + 2 * run.block_size)
-        llm.generate(random_prompts(next(iter(workloads.values())), seed=1)[:2], warm_up)
-        measured = {name: measure(llm, workload) for name, workload in workloads.items()}
+        llm.generate(random_prompts(next(iter(workloads.values())), 1, vocab_size)[:2], warm_up)
+        measured = {
+            name: measure(llm, workload, random_prompts(workload, 0, vocab_size))
+            for name, workload in workloads.items()
+        }
     return {"options": options, "ready_s": ready, "workloads": measured}
 
 
-def measure(llm: LLM, workload: Workload) -> dict[str, Any]:
-    """Throughput, times per token and waits of one workload; times in milliseconds where the name says so."""
-    prompts = random_prompts(workload, seed=0)
+def measure(llm: LLM, workload: Workload, prompts: list[list[int]]) -> dict[str, Any]:
+    """Throughput, times per token and waits of one workload; times in milliseconds where the name says so.
+
+    Raises:
+        click.ClickException: a request was refused or did not get all of its tokens.
+    """
     sampling = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=workload.output_tokens)
     before, started = llm.status(), time.perf_counter()
     results = llm.generate(prompts, sampling)
     seconds, after = time.perf_counter() - started, llm.status()
     metrics = [m for result in results for done in result.completions if (m := done.metrics) is not None]
     tokens, steps = sum(each.output_tokens for each in metrics), after.steps - before.steps
+    if tokens < len(prompts) * workload.output_tokens:
+        why = next((f", refused: {result.error}" for result in results if result.error), "")
+        raise click.ClickException(f"{tokens} of {len(prompts) * workload.output_tokens} output tokens came{why}")
     counters = ("compressions", "shadow_compressions", "preemptions", "swaps", "failed_jobs", "cached_tokens")
     measured: dict[str, Any] = {
         "seconds": seconds,

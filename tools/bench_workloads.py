@@ -35,12 +35,14 @@ WORKLOADS = {
 }
 
 
-def random_prompts(workload: Workload, seed: int) -> list[list[int]]:
-    """Prompts of token ids that every shape has; the same ones for the same seed."""
+def random_prompts(workload: Workload, seed: int, vocab_size: int) -> list[list[int]]:
+    """Prompts of token ids; the same ones for the same seed and every vocabulary of 100,000 and more."""
     generator = random.Random(seed)
+    # The first ids of a vocabulary may be special ones.
+    token_ids = range(min(100, vocab_size // 2), min(100_000, vocab_size))
 
     def tokens(count: int) -> list[int]:
-        return [generator.randrange(100, 100_000) for _ in range(count)]
+        return [generator.choice(token_ids) for _ in range(count)]
 
     shared = tokens(workload.shared_tokens)
     return [shared + tokens(workload.prompt_tokens - workload.shared_tokens) for _ in range(workload.requests)]
