@@ -217,7 +217,7 @@ def _clear_empty_requests(resident_lengths, batch, output, output_stride, sizes:
 @triton.jit
 def _attend_tiles(queries, key_cache, value_cache, block_table, head, first, end, length, factor, sizes: tl.constexpr):
     """Attention over the tiles from `first` to `end`: output `[rows, dim]` and log-sum-exp `[rows]`, base 2."""
-    # Finite, so that an empty request, of which all is masked, is zero and not a NaN.
+    # Finite, and so is the log-sum-exp of an empty request, which has no tile.
     largest = tl.full([sizes.rows], -1e30, tl.float32)
     total = tl.full([sizes.rows], 0.0, tl.float32)
     accumulated = tl.full([sizes.rows, sizes.dim], 0.0, tl.float32)

@@ -31,7 +31,7 @@ def decode(
     They have `context` resident entries, or, evenly spread and in any order, from `shortest` to `context`.
     """
     kv_heads = heads // group
-    lengths = torch.linspace(shortest or context, context, batch, device=device).long()
+    lengths = torch.linspace(context if shortest is None else shortest, context, batch, device=device).long()
     lengths = lengths[torch.randperm(batch, device=device)]
     num_entries = int(lengths.sum())
     num_bytes = 2 * (num_entries * kv_heads + batch * heads) * head_dim * DTYPE.itemsize

@@ -26,6 +26,7 @@ from tools.tracing.report_text import report_text
 from zipage import LLM, SamplingParams
 from zipage.client_requests import Conversation, Prompt
 from zipage.errors import ZipageError
+from zipage.models.config import load_model_config
 from zipage.results import RequestOutput
 from zipage.tracing import now
 
@@ -82,9 +83,9 @@ def make_prompts(workload: Workload, llm: LLM) -> tuple[Ask, Sequence[Prompt | C
     if workload.random_tokens is None:
         return llm.chat, [task.messages for task in samples(workload.prompts, _CHARACTERS, seed=0)]
     generator = random.Random(0)
-    vocabulary = json.loads(Path(llm.config.model, "config.json").read_text())["vocab_size"]
+    vocab_size = load_model_config(Path(llm.config.model)).vocab_size
     return llm.generate, [
-        [generator.randrange(vocabulary) for _ in range(workload.random_tokens)] for _ in range(workload.prompts)
+        [generator.randrange(vocab_size) for _ in range(workload.random_tokens)] for _ in range(workload.prompts)
     ]
 
 
